@@ -1,0 +1,219 @@
+"""The whole demo world: scenes and sequences drawn, written, packed, and listed with their checksums."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matchlib.completion import (
+    MARKER,
+    Lease,
+    atomic_write_json,
+    close_work,
+    digest_file,
+    fingerprint,
+    open_work,
+    read_marker,
+    write_marker_digests,
+)
+from matchlib.mirror.archives import files_below, write_split_zip, write_tar_chunks, write_tar_gz
+from matchlib.mirror.blendedmvs_writer import write_blendedmvs_lists, write_blendedmvs_scene
+from matchlib.mirror.config import MirrorConfig
+from matchlib.mirror.gl3d_writer import write_gl3d_lists, write_gl3d_scene
+from matchlib.mirror.hpatches_writer import sequence_names, write_hpatches_sequence
+from matchlib.mirror.scene import MirrorScene, build_scene, scene_name
+from matchlib.mirror.textures import POOLS, Pool, photograph_path
+from matchlib.revisions import REVISIONS
+
+CHECKSUMS = "checksums.json"
+STAGE = "mirror"
+
+_log = logging.getLogger(__name__)
+
+# Upstream's archive -> the files below GL3D's root that it holds.
+GL3D_ARCHIVES = {
+    "gl3d_imgs": "data/*/undist_images/*.jpg",
+    "gl3d_cams": "data/*/geolabel/cameras.txt",
+    "gl3d_kpts": "data/*/img_kpts/*.bin",
+    "gl3d_depths": "data/*/depths/*.pfm",
+    "gl3d_rendered_depths": "data/*/rendered_depths/*.pfm",
+    "gl3d_corr": "data/*/geolabel/corr.bin",
+    "gl3d_ct": "data/*/geolabel/common_track.txt",
+    "gl3d_mo": "data/*/geolabel/mesh_overlap.txt",
+    "gl3d_list": "list/*/*.txt",
+}
+BLENDEDMVS_ARCHIVE = "BlendedMVS"
+HPATCHES_ARCHIVE = "hpatches-sequences-release"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One scene or sequence: made in a folder of its own, moved into place when finished."""
+
+    name: str
+    place: Path
+    write: Callable[[Path], None]
+
+
+def build_mirror(config: MirrorConfig, out: Path, *, workers: int = 1) -> None:
+    """Write all archives of the demo world into `out`, then `checksums.json` and `.complete`.
+
+    `checksums.json` gives sha256 and bytes of each archive by name. Equal settings give equal bytes. A
+    finished folder of the same settings is left alone; an interrupted run goes on with the scenes it had
+    finished. `workers` threads draw scenes at the same time; their number does not change the result. Raises
+    DataError if scikit-image's photographs are missing or another process is writing to `out`.
+    """
+    photographs = [photograph_path(name) for names in POOLS.values() for name in names]
+    mark = fingerprint(stage=STAGE, revision=REVISIONS[STAGE], settings=asdict(config), inputs=photographs)
+    with Lease(out):
+        if _is_finished(out, mark):
+            _log.info("%s: finished already", out)
+            return
+        _remove_archives(out)
+        work = open_work(out, mark)
+        tree = work / "tree"
+        tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree) + _hpatches_tasks(config, tree)
+        _run(tasks, work / "unfinished", workers)
+        _write_lists(config, tree)
+        archives = _pack(config, tree, work / "archives")
+        checksums = {
+            path.name: {"sha256": digest_file(path), "bytes": path.stat().st_size} for path in archives
+        }
+        for path in archives:
+            os.replace(path, out / path.name)
+        atomic_write_json(out / CHECKSUMS, checksums)
+        digests = {name: str(entry["sha256"]) for name, entry in checksums.items()}
+        digests[CHECKSUMS] = digest_file(out / CHECKSUMS)
+        write_marker_digests(out, stage=STAGE, fingerprint=mark, digests=digests)
+        close_work(out)
+
+
+# ---------------------------------------------------------------- what is drawn
+def scene_names(config: MirrorConfig, dataset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the training and the validation scenes of "gl3d" or "blendedmvs"."""
+    settings = config.gl3d if dataset == "gl3d" else config.blendedmvs
+    total = settings.train_scenes + settings.validation_scenes
+    names = tuple(scene_name(config.seed, dataset, index) for index in range(total))
+    return names[: settings.train_scenes], names[settings.train_scenes :]
+
+
+def draw_scene(config: MirrorConfig, dataset: str, index: int) -> MirrorScene:
+    """Scene number `index` of "gl3d" or "blendedmvs"; the training scenes come first."""
+    is_gl3d = dataset == "gl3d"
+    settings = config.gl3d if is_gl3d else config.blendedmvs
+    pool: Pool = "training" if index < settings.train_scenes else "validation"
+    return build_scene(
+        seed=config.seed,
+        dataset=dataset,
+        index=index,
+        pool=pool,
+        images=settings.images_per_scene,
+        image_size=config.gl3d.original_size if is_gl3d else config.blendedmvs.image_size,
+        texture_px=config.texture_px,
+        lighting_conditions=config.lighting_conditions,
+        distorted=is_gl3d,
+    )
+
+
+def _gl3d_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def task(index: int, name: str) -> _Task:
+        def write(folder: Path) -> None:
+            scene = draw_scene(config, "gl3d", index)
+            write_gl3d_scene(folder, scene, config.gl3d, seed=config.seed, supersampling=config.supersampling)
+
+        return _Task(f"data/{name}", tree / "gl3d" / "data" / name, write)
+
+    train, validation = scene_names(config, "gl3d")
+    return [task(index, name) for index, name in enumerate(train + validation)]
+
+
+def _blendedmvs_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def task(index: int, name: str) -> _Task:
+        def write(folder: Path) -> None:
+            scene = draw_scene(config, "blendedmvs", index)
+            write_blendedmvs_scene(
+                folder, scene, config.blendedmvs, seed=config.seed, supersampling=config.supersampling
+            )
+
+        return _Task(name, tree / "blendedmvs" / name, write)
+
+    train, validation = scene_names(config, "blendedmvs")
+    return [task(index, name) for index, name in enumerate(train + validation)]
+
+
+def _hpatches_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def task(name: str, photograph: str) -> _Task:
+        def write(folder: Path) -> None:
+            write_hpatches_sequence(folder, name, photograph, config.hpatches, seed=config.seed)
+
+        return _Task(name, tree / "hpatches" / name, write)
+
+    return [task(name, photograph) for name, photograph in sequence_names(config.hpatches).items()]
+
+
+def _run(tasks: Sequence[_Task], unfinished: Path, workers: int) -> None:
+    """Do what is not done yet. Threads suffice: almost all time is spent in NumPy and OpenCV."""
+
+    def do(task: _Task) -> None:
+        if task.place.exists():
+            return
+        folder = unfinished / task.name.replace("/", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        task.write(folder)
+        task.place.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder / task.name, task.place)
+        _log.info("%s: drawn", task.name)
+
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        for _ in pool.map(do, tasks):
+            pass
+
+
+def _write_lists(config: MirrorConfig, tree: Path) -> None:
+    write_gl3d_lists(tree / "gl3d", config.gl3d.images_per_scene, *scene_names(config, "gl3d"))
+    write_blendedmvs_lists(tree / "blendedmvs", *scene_names(config, "blendedmvs"))
+
+
+# ---------------------------------------------------------------- archives
+def _pack(config: MirrorConfig, tree: Path, folder: Path) -> list[Path]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths: list[Path] = []
+    root = tree / "gl3d"
+    for name, pattern in GL3D_ARCHIVES.items():
+        files = sorted(root.glob(pattern))
+        paths += write_tar_chunks(folder / name, root, files, config.gl3d.chunk_bytes)
+    root = tree / "blendedmvs"
+    paths += write_split_zip(
+        folder / BLENDEDMVS_ARCHIVE, root, files_below(root), config.blendedmvs.part_bytes
+    )
+    root = tree / "hpatches"
+    packed = folder / f"{HPATCHES_ARCHIVE}.tar.gz"
+    write_tar_gz(packed, root, files_below(root), f"{HPATCHES_ARCHIVE}/")
+    return [*paths, packed]
+
+
+def _is_finished(out: Path, mark: str) -> bool:
+    marker = read_marker(out)
+    return (
+        marker is not None
+        and marker.fingerprint == mark
+        and all((out / name).is_file() for name in marker.files)
+    )
+
+
+def _remove_archives(out: Path) -> None:
+    """Delete what an earlier run left, whether or not its marker is still there; nothing else in the folder.
+
+    A series of chunks has no stated end, so one stale chunk would spoil the next series.
+    """
+    patterns = [f"{name}.tar.[0-9]*" for name in GL3D_ARCHIVES]
+    patterns += [f"{BLENDEDMVS_ARCHIVE}.z[0-9]*", f"{BLENDEDMVS_ARCHIVE}.zip", f"{HPATCHES_ARCHIVE}.tar.gz"]
+    for pattern in (MARKER, *patterns, CHECKSUMS):
+        for path in out.glob(pattern):
+            path.unlink()

@@ -1,0 +1,160 @@
+"""Settings of the demo world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from matchlib.errors import ConfigError
+
+_MIN_SIDE_PX = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GL3DMirrorConfig:
+    """Scenes written in the layout of GL3D."""
+
+    train_scenes: int = 4
+    """Scenes listed in `imageset_train.txt`; their textures come from the training photographs."""
+
+    validation_scenes: int = 1
+    """Scenes listed in `imageset_test.txt`; their textures come from the validation photographs."""
+
+    images_per_scene: int = 10
+    """Cameras per scene."""
+
+    original_size: tuple[int, int] = (400, 300)
+    """(width, height) in pixels of the original images: what `cameras.txt` and the keypoints refer to."""
+
+    stored_size: tuple[int, int] = (256, 256)
+    """(width, height) of the stored undistorted images (1000 x 1000 in the real GL3D)."""
+
+    depth_size: tuple[int, int] = (128, 128)
+    """(width, height) of the depth maps (250 x 250 in the real GL3D)."""
+
+    keypoints_per_image: int = 1500
+    """At most this many SIFT keypoints per image, strongest first."""
+
+    match_threshold_px: float = 2.0
+    """A SIFT match enters `corr.bin` if exact depth warps each side to within this distance of the other, in
+    pixels of the original image."""
+
+    chunk_bytes: int = 1 << 20
+    """The tar of each kind of file is cut into chunks of this size (512 MiB upstream)."""
+
+    def __post_init__(self) -> None:
+        _check_counts("mirror.gl3d", train_scenes=self.train_scenes, images_per_scene=self.images_per_scene)
+        _check_not_negative("mirror.gl3d", validation_scenes=self.validation_scenes)
+        _check_counts(
+            "mirror.gl3d", keypoints_per_image=self.keypoints_per_image, chunk_bytes=self.chunk_bytes
+        )
+        for key in ("original_size", "stored_size", "depth_size"):
+            _check_size(f"mirror.gl3d.{key}", getattr(self, key))
+        if self.match_threshold_px <= 0:
+            raise ConfigError(
+                f"mirror.gl3d.match_threshold_px: expected a value above 0, got {self.match_threshold_px}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlendedMVSMirrorConfig:
+    """Scenes written in the layout of BlendedMVS."""
+
+    train_scenes: int = 2
+    """Scenes listed in the training list."""
+
+    validation_scenes: int = 1
+    """Scenes listed in the validation list."""
+
+    images_per_scene: int = 8
+    """Cameras per scene."""
+
+    image_size: tuple[int, int] = (256, 192)
+    """(width, height) of images and depth maps (768 x 576 in the real set)."""
+
+    neighbours: int = 5
+    """Source views per image in `pair.txt` (10 upstream), best first."""
+
+    part_bytes: int = 1 << 21
+    """Size of one part of the split zip."""
+
+    def __post_init__(self) -> None:
+        _check_counts("mirror.blendedmvs", train_scenes=self.train_scenes, neighbours=self.neighbours)
+        _check_counts("mirror.blendedmvs", images_per_scene=self.images_per_scene)
+        _check_not_negative("mirror.blendedmvs", validation_scenes=self.validation_scenes)
+        _check_size("mirror.blendedmvs.image_size", self.image_size)
+        if self.part_bytes < 1 << 16:
+            raise ConfigError(
+                f"mirror.blendedmvs.part_bytes: expected at least 65536 (Info-ZIP's smallest part), "
+                f"got {self.part_bytes}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HPatchesMirrorConfig:
+    """Photo-warp sequences written in the layout of the HPatches sequences."""
+
+    illumination_sequences: int = 4
+    """Number of `i_*` sequences: one view, changing light."""
+
+    viewpoint_sequences: int = 4
+    """Number of `v_*` sequences: one photograph seen through growing homographies."""
+
+    image_size: tuple[int, int] = (440, 330)
+    """(width, height) of all images."""
+
+    def __post_init__(self) -> None:
+        _check_not_negative("mirror.hpatches", illumination_sequences=self.illumination_sequences)
+        _check_not_negative("mirror.hpatches", viewpoint_sequences=self.viewpoint_sequences)
+        if self.illumination_sequences + self.viewpoint_sequences < 1:
+            raise ConfigError("mirror.hpatches: expected at least one sequence, got none")
+        _check_size("mirror.hpatches.image_size", self.image_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorConfig:
+    """The whole demo world. Equal settings give equal bytes."""
+
+    seed: int = 0
+    """Seed of every random draw."""
+
+    lighting_conditions: int = 4
+    """Different kinds of light that the images of one scene are taken in."""
+
+    texture_px: int = 768
+    """Side of one square surface texture, in texels."""
+
+    supersampling: int = 2
+    """Rays per pixel along each axis; their colours are averaged."""
+
+    gl3d: GL3DMirrorConfig = field(default_factory=GL3DMirrorConfig)
+    """GL3D-like scenes."""
+
+    blendedmvs: BlendedMVSMirrorConfig = field(default_factory=BlendedMVSMirrorConfig)
+    """BlendedMVS-like scenes."""
+
+    hpatches: HPatchesMirrorConfig = field(default_factory=HPatchesMirrorConfig)
+    """HPatches-like sequences."""
+
+    def __post_init__(self) -> None:
+        _check_counts(
+            "mirror", lighting_conditions=self.lighting_conditions, supersampling=self.supersampling
+        )
+        if not 64 <= self.texture_px <= 4096:
+            raise ConfigError(f"mirror.texture_px: expected 64 to 4096, got {self.texture_px}")
+
+
+def _check_counts(where: str, **values: int) -> None:
+    for key, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{where}.{key}: expected at least 1, got {value}")
+
+
+def _check_not_negative(where: str, **values: int) -> None:
+    for key, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{where}.{key}: expected 0 or more, got {value}")
+
+
+def _check_size(where: str, size: tuple[int, int]) -> None:
+    if min(size) < _MIN_SIDE_PX:
+        raise ConfigError(f"{where}: expected (width, height) of at least {_MIN_SIDE_PX} px each, got {size}")

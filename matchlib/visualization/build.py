@@ -1,0 +1,217 @@
+"""The whole report of a run, from the files that the run left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matchlib.completion import digest_file
+from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
+from matchlib.evaluation.published import PublishedResult
+from matchlib.features.store import FeatureReader
+from matchlib.visualization.hpatches_pictures import hpatches_pictures
+from matchlib.visualization.hpatches_tables import hpatches_curves, hpatches_tables
+from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
+from matchlib.visualization.training_section import training_section, weights_table
+
+_PROVENANCE = "provenance"
+_TITLE, _SUMMARY = "title", "summary"
+_DEFAULT_TITLE = "Local features: training and evaluation"
+
+
+def build_report(
+    out: Path,
+    *,
+    results: Sequence[Path],
+    training: Sequence[Path],
+    features: Mapping[str, Path],
+    hpatches_root: Path,
+    published: Sequence[Path],
+    about: Mapping[str, str],
+) -> None:
+    """Write the report as one HTML file, atomically. Equal inputs give equal bytes.
+
+    results:       JSON files of `matchlib.evaluation.hpatches.write_result`
+    training:      finished output folders of training stages
+    features:      label of a result -> the features file that it was evaluated with, for pictures of
+                   matches; may lack some labels
+    hpatches_root: folder of the sequences that the results were measured on
+    published:     result files of other projects (`.npy`), drawn beside ours
+    about:         what ran, as text by name, in the order to be shown. `title` and `summary` head the page. A
+                   name `group/item` (`datasets/demo`, `licences/demo`, `runs/base`) stands under its group;
+                   the group `provenance` (`provenance/torch version`) stands in the last section.
+    Raises DataError naming the file that is missing, broken, or not of this run.
+    """
+    ours = [read_result(path) for path in results]
+    theirs = [read_published_cache(path) for path in published]
+    sections = [
+        _about_section(about),
+        _hpatches_section(ours, theirs) if ours or theirs else None,
+        training_section(training) if training else None,
+        _pictures_section(ours, features, hpatches_root) if features else None,
+        _provenance_section(about, ours, results, features, training, published),
+    ]
+    report = Report(
+        title=about.get(_TITLE, _DEFAULT_TITLE),
+        summary=about.get(_SUMMARY, ""),
+        headlines=_headlines(ours, training),
+        sections=[section for section in sections if section is not None],
+    )
+    write_report(out, report)
+
+
+def _headlines(results: Sequence[HPatchesResult], training: Sequence[Path]) -> list[Headline]:
+    headlines = []
+    if results:
+        best = max(results, key=lambda result: float(result.mma("all")[2]))
+        low, high = best.mma_interval("all")[:, 2]
+        note = f"{best.label}, interval {low:.3f}–{high:.3f}"
+        headlines.append(Headline(name="Best MMA @3 px", value=f"{best.mma('all')[2]:.3f}", note=note))
+        headlines.append(
+            Headline(name="Evaluated", value=str(len(results)), note="methods or weights on HPatches")
+        )
+        largest = max(results, key=lambda result: len(result.pairs))
+        note = f"in {len(largest.sequences_of('all'))} sequences"
+        headlines.append(Headline(name="Image pairs", value=str(len(largest.pairs)), note=note))
+    if training:
+        headlines.append(Headline(name="Trained", value=str(len(training)), note="stages"))
+    return headlines
+
+
+def _about_section(about: Mapping[str, str]) -> Section | None:
+    shown = {
+        name: text
+        for name, text in about.items()
+        if name not in (_TITLE, _SUMMARY) and not name.startswith(f"{_PROVENANCE}/")
+    }
+    return Section(title="What ran", tables=[_about_table(shown)]) if shown else None
+
+
+def _about_table(about: Mapping[str, str]) -> Table:
+    """One row for each name, by group, the groups in the order in which they first occur."""
+    rows: dict[str, list[Row]] = {}
+    for name, text in about.items():
+        group, _, item = name.rpartition("/")
+        title = group.replace("/", ", ").replace("_", " ")
+        title = title[:1].upper() + title[1:]
+        rows.setdefault(title, []).append(Row(cells=[item, text], group=title))
+    caption = ", ".join(title for title in rows if title) or "This run"
+    columns = [Column(name="name"), Column(name="description")]
+    ordered = [row for group in rows.values() for row in group]
+    return Table(columns=columns, rows=ordered, caption=caption, sortable=False)
+
+
+def _hpatches_section(results: Sequence[HPatchesResult], published: Sequence[PublishedResult]) -> Section:
+    return Section(
+        title="HPatches",
+        text=[
+            "Each method finds keypoints in both images of a pair; descriptors that are each other's nearest "
+            "become matches. A match is right at a threshold if the true homography brings its first "
+            "keypoint that close to its second."
+        ],
+        tables=hpatches_tables(results, published),
+        figures=[hpatches_curves(results, published)],
+    )
+
+
+def _pictures_section(
+    results: Sequence[HPatchesResult], features: Mapping[str, Path], hpatches_root: Path
+) -> Section:
+    return Section(
+        title="Matches",
+        text=[
+            "The same pairs for all methods: those on which they do best, middling and worst together. Green "
+            "lines err by up to 1 px, yellow by 3 px, orange by 5 px or more. Select a picture to enlarge it."
+        ],
+        sections=hpatches_pictures(results, features, hpatches_root),
+    )
+
+
+# ---------------------------------------------------------------- provenance
+def _provenance_section(
+    about: Mapping[str, str],
+    results: Sequence[HPatchesResult],
+    result_paths: Sequence[Path],
+    features: Mapping[str, Path],
+    training: Sequence[Path],
+    published: Sequence[Path],
+) -> Section:
+    tables = []
+    if results:
+        tables += [_results_table(results, result_paths), _protocol_table(results)]
+    if features:
+        tables.append(_features_table(features))
+    if training:
+        tables.append(weights_table(training))
+    if published:
+        tables.append(_files_table("Published results", [path.name for path in published], published))
+    prefix = f"{_PROVENANCE}/"
+    stated = {name.removeprefix(prefix): text for name, text in about.items() if name.startswith(prefix)}
+    return Section(
+        title="Provenance",
+        text=["Every number above can be traced to these files by their digests."],
+        tables=[*tables, _about_table(stated)] if stated else tables,
+    )
+
+
+def _files_table(caption: str, names: Sequence[str], paths: Sequence[Path]) -> Table:
+    rows = [Row(cells=[name, digest_file(path)]) for name, path in zip(names, paths, strict=True)]
+    columns = [Column(name="file"), Column(name="sha256", code=True)]
+    return Table(columns=columns, rows=rows, caption=caption, sortable=False)
+
+
+def _results_table(results: Sequence[HPatchesResult], paths: Sequence[Path]) -> Table:
+    rows = [
+        Row(cells=[result.label, path.name, digest_file(path), result.features_digest])
+        for result, path in zip(results, paths, strict=True)
+    ]
+    columns = [
+        Column(name="result"),
+        Column(name="file"),
+        Column(name="sha256", code=True),
+        Column(name="features digest", code=True),
+    ]
+    return Table(columns=columns, rows=rows, caption="Results on HPatches", sortable=False)
+
+
+def _protocol_table(results: Sequence[HPatchesResult]) -> Table:
+    rows = []
+    for result in results:
+        protocol = result.protocol
+        limit = "all" if protocol.max_keypoints is None else f"best {protocol.max_keypoints}"
+        ratio = "none" if protocol.ratio is None else f"{protocol.ratio:g}"
+        rows.append(
+            Row(
+                cells=[
+                    result.label,
+                    protocol.sequences.replace("_", " "),
+                    limit,
+                    ratio,
+                    protocol.homography.estimator_name,
+                    f"{protocol.bootstrap.resamples} resamples, seed {protocol.bootstrap.seed}",
+                ]
+            )
+        )
+    names = ("result", "sequences", "keypoints", "ratio test", "homography", "bootstrap")
+    return Table(
+        columns=[Column(name=name) for name in names],
+        rows=rows,
+        caption="Protocol of each result",
+        sortable=False,
+    )
+
+
+def _features_table(features: Mapping[str, Path]) -> Table:
+    rows = []
+    for label, path in features.items():
+        with FeatureReader(path) as reader:
+            fingerprint = reader.header.fingerprint if reader.header is not None else "unknown"
+            rows.append(Row(cells=[label, path.name, len(reader), reader.digest, fingerprint]))
+    columns = [
+        Column(name="features"),
+        Column(name="file"),
+        Column(name="images", decimals=0),
+        Column(name="digest", code=True),
+        Column(name="extractor fingerprint", code=True),
+    ]
+    return Table(columns=columns, rows=rows, caption="Features", sortable=False)
