@@ -59,7 +59,9 @@ def fingerprint(*, stage: str, revision: int, settings: Any, inputs: Iterable[Pa
         if not path.is_file():
             raise DataError(f"{path}: not found, so the stage before is not finished; run it first")
         digests.append(digest_file(path))
-    return digest_json({"stage": stage, "revision": revision, "settings": settings, "inputs": sorted(digests)})
+    return digest_json(
+        {"stage": stage, "revision": revision, "settings": settings, "inputs": sorted(digests)}
+    )
 
 
 # ---------------------------------------------------------------- atomic files
@@ -156,13 +158,17 @@ def read_marker(folder: Path) -> Marker | None:
         files = body["files"] if "files" in body else _read_manifest(folder, body["manifest"])
         return Marker(stage=body["stage"], fingerprint=body["fingerprint"], files=files)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a completion marker ({error}); delete it and run the stage again") from error
+        raise DataError(
+            f"{path}: not a completion marker ({error}); delete it and run the stage again"
+        ) from error
 
 
 def _read_manifest(folder: Path, expected: str) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(f"{path}: missing, although {MARKER} refers to it; delete {folder / MARKER} and run again")
+        raise DataError(
+            f"{path}: missing, although {MARKER} refers to it; delete {folder / MARKER} and run again"
+        )
     data = path.read_bytes()
     if digest_bytes(data) != expected:
         raise DataError(f"{path}: changed after it was written; delete {folder / MARKER} and run again")
@@ -263,7 +269,9 @@ class Lease:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
         # Written aside and linked into place, so that nobody ever reads a lease without its holder.
-        temporary = self.path.with_name(f".lease-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}")
+        temporary = self.path.with_name(
+            f".lease-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+        )
         temporary.write_text(json.dumps(holder), encoding="utf-8")
         try:
             os.link(temporary, self.path)

@@ -12,8 +12,11 @@ class MatchlibError(Exception):
     """Base of all errors that matchlib raises on purpose."""
 
 
-class ConfigError(MatchlibError):
-    """A setting is unknown, of the wrong type, or impossible together with another."""
+class ConfigError(MatchlibError, ValueError):
+    """A setting is unknown, of the wrong type, or impossible together with another.
+
+    Also a ValueError, so that pydantic catches it in a `__post_init__` and adds where in the file it happened.
+    """
 
 
 class DataError(MatchlibError):

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name. Submodules of `package` that define `SPECS` (a tuple of entries) are found on first use.
+    """Entries of one kind by name, found on first use: submodules of `package` define `SPECS`, a tuple of entries.
 
     `kind` is the word used in messages, `package` the dotted name of the package that holds the entries:
     a new entry is a new module or folder in it, and no list anywhere is edited. Importing such a module

@@ -31,7 +31,8 @@ class MethodSpec:
 
     config:    frozen dataclass of its settings (torch-free)
     stages:    training stages in order; empty for methods without training
-    trainable: "module:function" with (config, stage: str, seed: int) -> training.types.TrainableModel, or None
+    trainable: "module:function" with (config, stage: str, seed: int) -> training.types.TrainableModel, or
+               None
     extractor: "module:function" with (config, weights: Path | None, device: str) -> features.types.Extractor
     """
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 
 class TrainableModel(Protocol):
-    """An `nn.Module` that one trainer can train, whatever the method. Not a base class: only these are called.
+    """An `nn.Module` that one trainer can train, whatever the method. Not a base class: only these are
+    called.
 
     `state_dict()` must hold everything inference needs (weights and buffers). Frozen parts have
     `requires_grad=False` when `trainable(config, stage, seed)` returns.
@@ -20,18 +21,21 @@ class TrainableModel(Protocol):
     def training_step(self, batch: Any) -> Mapping[str, Tensor]:
         """Scalar losses by name, each a mean over the pairs of the batch; the trainer minimises their sum.
 
-        Names that start with "figure/" are logged and not minimised. Random draws come from `batch.seeds`. The
-        model is in training mode. Where statistics span the batch (batch norm, running maxima) they span all
-        ranks (`training.distributed` has the reductions), so that the result does not depend on the world size.
+        Names that start with "figure/" are logged and not minimised. Random draws come from `batch.seeds`.
+        The model is in training mode. Where statistics span the batch (batch norm, running maxima) they span
+        all ranks (`training.distributed` has the reductions), so that the result does not depend on the world
+        size.
         """
         ...
 
     def validation_step(self, batch: Any) -> Mapping[str, float]:
-        """Figures of one validation batch (evaluation mode, no gradient); the trainer takes means over pairs."""
+        """Figures of one validation batch (evaluation mode, no gradient); the trainer takes means over pairs.
+        """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: dicts with "params" and optional "weight_decay", "lr_scale"; trainable ones only."""
+        """Optimiser groups: dicts with "params" and optional "weight_decay", "lr_scale"; trainable ones only.
+        """
         ...
 
     def pictures(self, batch: Any) -> Mapping[str, npt.NDArray[np.uint8]]:

@@ -9,13 +9,11 @@ opened on their own the files are black on transparent.
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from matchlib.errors import DataError, ShapeError, check_shape
+from matchlib.errors import ShapeError, check_shape
+from matchlib.training.history import HistoryRow
 
 Float64 = npt.NDArray[np.float64]
 
@@ -88,28 +87,6 @@ class Curve:
         if self.low is not None and self.high is not None:
             check_shape("low", self.low, count)
             check_shape("high", self.high, count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryRow:
-    """One line of a training history: the figures logged at one step (optimiser updates so far)."""
-
-    step: int
-    split: Literal["train", "validation"]
-    values: Mapping[str, float]
-
-
-def read_history(path: Path) -> tuple[HistoryRow, ...]:
-    """The rows of a `history.jsonl`, in file order. Raises DataError naming file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a training history, got {error}; run the training stage again"
-        ) from error
-    return tuple(
-        _history_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()
-    )
 
 
 def accuracy_figure(panels: Mapping[str, Sequence[Curve]]) -> str:
@@ -223,20 +200,6 @@ def _series(rows: Iterable[HistoryRow]) -> dict[tuple[str, str], tuple[Float64, 
     return {
         key: (array[:, 0], array[:, 1]) for key, array in arrays.items() if np.isfinite(array[:, 1]).any()
     }
-
-
-def _history_row(path: Path, number: int, line: str) -> HistoryRow:
-    try:
-        body = json.loads(line)
-        if body["split"] not in ("train", "validation"):
-            raise ValueError(f"unknown split {body['split']!r}")
-        values = {str(name): float(value) for name, value in body["values"].items()}
-        return HistoryRow(step=int(body["step"]), split=body["split"], values=values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path}:{number}: expected {{"step", "split": "train" or "validation", "values"}}, '
-            f"got {line[:60]!r} ({error}); run the training stage again"
-        ) from error
 
 
 # ---------------------------------------------------------------- output

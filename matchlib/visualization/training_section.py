@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matchlib.completion import require_complete
-from matchlib.visualization.curves import HistoryRow, read_history, training_figure
+from matchlib.training.history import HistoryRow, read_history
+from matchlib.visualization.curves import training_figure
 from matchlib.visualization.draw import decode_image, encode_jpeg, fit_into
 from matchlib.visualization.report import Column, Figure, Row, Section, Table
 

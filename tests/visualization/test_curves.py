@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
 
-from matchlib.errors import DataError, ShapeError
+from matchlib.errors import ShapeError
+from matchlib.training.history import HistoryRow
 from matchlib.visualization.curves import (
     Curve,
-    HistoryRow,
     accuracy_figure,
-    read_history,
     training_figure,
 )
 
@@ -100,40 +98,6 @@ def test_no_panel_is_refused_and_an_empty_panel_is_drawn():
 def test_curves_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ShapeError):
         Curve(label="a", thresholds_px=PIXELS, **wrong)
-
-
-def test_history_is_read_in_order(tmp_path: Path):
-    path = tmp_path / "history.jsonl"
-    path.write_text(
-        '{"step": 1, "split": "train", "values": {"loss": 2.5}}\n\n'
-        '{"step": 4, "split": "validation", "values": {"accuracy": 0.5, "loss": NaN}}\n'
-    )
-    first, second = read_history(path)
-    assert first == HistoryRow(step=1, split="train", values={"loss": 2.5})
-    assert second.step == 4 and second.values["accuracy"] == 0.5 and math.isnan(second.values["loss"])
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"step": 1, "split": "train"',
-        '{"step": 1, "split": "test", "values": {}}',
-        '{"step": 1, "split": "train"}',
-        '{"step": 1, "split": "train", "values": [1]}',
-        '{"step": "one", "split": "train", "values": {}}',
-        "[]",
-    ],
-)
-def test_a_broken_history_is_named_with_its_line(tmp_path: Path, line: str):
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"step": 0, "split": "train", "values": {}}\n' + line + "\n")
-    with pytest.raises(DataError, match=r"history\.jsonl:2: expected"):
-        read_history(path)
-
-
-def test_a_missing_history_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match="history"):
-        read_history(tmp_path / "history.jsonl")
 
 
 def rows(name: str, split: str, values: list[float]) -> list[HistoryRow]:

@@ -1,0 +1,7 @@
+"""`python -m matchlib`: the `matchlib` command."""
+
+import sys
+
+from matchlib.cli import main
+
+sys.exit(main())

@@ -1,0 +1,11 @@
+"""SIFT and RootSIFT: no training, the baseline of every table."""
+
+from __future__ import annotations
+
+from matchlib.features.config import SiftConfig
+from matchlib.methods.spec import MethodSpec
+
+SPECS = (
+    MethodSpec(name="sift", config=SiftConfig, extractor="matchlib.features.sift:build_sift"),
+    MethodSpec(name="rootsift", config=SiftConfig, extractor="matchlib.features.sift:build_rootsift"),
+)

@@ -1,0 +1,128 @@
+"""Configuration, paths and input functions. Nothing here imports torch: every job pays for this file."""
+
+import json
+import re
+from pathlib import Path
+
+from matchlib.config import load_workflow
+from matchlib.errors import ConfigError, DataError
+from matchlib.ops.build import source_files, toolchain_fingerprint
+from matchlib.revisions import REVISIONS
+from matchlib.typed_yaml import dump_typed
+
+CONFIG_FILES = [Path(path) for path in workflow.configfiles]
+REGENERATE = bool(config.pop("regenerate", False))  # --config regenerate=true
+
+
+def checked_workflow():
+    """The configuration, or its faults, one line each, before anything is planned."""
+    where = " + ".join(map(str, CONFIG_FILES))
+    try:
+        return load_workflow(config, where=where, folder=CONFIG_FILES[0].parent)
+    except (ConfigError, DataError) as error:
+        raise WorkflowError(str(error)) from None
+
+
+W = checked_workflow()
+CFG = W.config
+HPATCHES = CFG.evaluate_hpatches
+LABELS = W.candidates()
+STATIC_SCENES = {name: W.static_scenes(name) for name in CFG.datasets}
+DOWNLOADS = W.downloads()
+TRAINING_DATASETS = sorted({name for run in CFG.runs.values() for name in run.train_on})
+
+
+def alternatives(names):
+    """A wildcard constraint for these names; one that matches nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def json_of(value):
+    """A settings dataclass as one line of JSON, all defaults written out; so a rule reruns when a value changes."""
+    return "null" if value is None else json.dumps(dump_typed(value), sort_keys=True)
+
+
+# ---------------------------------------------------------------- data
+def mirror_needed_by(wildcards):
+    """The demo world, for archives that lie in it."""
+    urls = W.sources[DOWNLOADS[wildcards.source]].archive(wildcards.archive).urls
+    return ["results/mirror/.complete"] if any(url.startswith("mirror:") for url in urls) else []
+
+
+def archives_of(source):
+    """Markers of all archives that a description lists."""
+    return [
+        f"data/archives/{source}/{archive.name}/.complete"
+        for archive in W.sources[DOWNLOADS[source]].archives
+    ]
+
+
+def unpacked(dataset):
+    """Marker of the unpacked dataset; none for a root that is used in place."""
+    return [] if CFG.datasets[dataset].root is not None else f"data/{W.sources[dataset].name}/.complete"
+
+
+def dataset_index(dataset):
+    """File that says where a dataset lies and which scenes it has."""
+    return f"results/datasets/{dataset}.json"
+
+
+def scenes_of(dataset):
+    """Training and validation scenes; asks the checkpoint where they are found only after unpacking."""
+    scenes = STATIC_SCENES[dataset]
+    if scenes is None:
+        index = checkpoints.index_dataset.get(dataset=dataset).output.index
+        scenes = json.loads(Path(index).read_text())
+    return [*scenes["train"], *scenes["validation"]]
+
+
+def match_sets_of(datasets):
+    """Match-set markers of all scenes of some datasets."""
+    return [
+        f"results/match_sets/{dataset}/{scene}/.complete" for dataset in datasets for scene in scenes_of(dataset)
+    ]
+
+
+# ---------------------------------------------------------------- training and evaluation
+def initial_weights_of(wildcards):
+    """Weights that a stage starts from: those of the stage before it, or none."""
+    before = W.stage_spec(wildcards.run, wildcards.stage).init_from
+    return [] if before is None else f"results/train/{wildcards.run}/{before}/weights.safetensors"
+
+
+def weights_of(wildcards):
+    """Weights behind a row of the results table: of a stage, before its first step, the user's own, or none."""
+    row = LABELS[wildcards.label]
+    if row.run is None:
+        return [] if row.weights is None else row.weights
+    name = "initial" if row.initial else "weights"
+    return f"results/train/{row.run}/{row.stage}/{name}.safetensors"
+
+
+def hpatches_files(folder, ending):
+    """One file per method that HPatches evaluates, in table order."""
+    if HPATCHES is None:
+        return []
+    return [f"results/{folder}/{HPATCHES.dataset}/{label}.{ending}" for label in W.hpatches_labels()]
+
+
+def about_this_run():
+    """What the report says of data, licences and runs; `group/name` stands under its group."""
+    about = {"summary": f"Configuration: {', '.join(str(path) for path in CONFIG_FILES)}"}
+    for name, source in W.sources.items():
+        about[f"datasets/{name}"] = f"{source.name}, format {source.format}"
+        about[f"licences/{name}"] = source.licence
+    for name, run in CFG.runs.items():
+        stages = ", ".join(f"{stage} ({settings.steps} steps)" for stage, settings in run.stages.items())
+        about[f"runs/{name}"] = f"{run.method} on {', '.join(run.train_on)}: {stages}"
+    return about
+
+
+wildcard_constraints:
+    dataset=alternatives(CFG.datasets),
+    source=alternatives(DOWNLOADS),
+    archive="[^/]+",
+    scene="[^/]+",
+    run=alternatives(CFG.runs),
+    stage=alternatives({stage for run in CFG.runs.values() for stage in run.stages}),
+    label=alternatives(LABELS),

@@ -1,0 +1,23 @@
+rule match_set:
+    """Pairs of one scene with correspondences, filtered and drawn."""
+    input:
+        index="results/datasets/{dataset}.json",
+    output:
+        marker="results/match_sets/{dataset}/{scene}/.complete",
+    log:
+        "logs/match_sets/{dataset}/{scene}.log",
+    resources:
+        mem_mb=1500,
+    params:
+        config=lambda wildcards: json_of(CFG.datasets[wildcards.dataset].match_sets),
+        format=lambda wildcards: W.format_of(wildcards.dataset),
+        seed=0,
+        revision=REVISIONS["match_sets"],
+        regenerate=REGENERATE,
+    script:
+        "../workflow_scripts/build_match_set.py"
+
+
+rule match_sets_all:
+    input:
+        lambda wildcards: match_sets_of(TRAINING_DATASETS),

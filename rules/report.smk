@@ -1,0 +1,24 @@
+rule write_report:
+    """One self-contained page: tables, curves, training, matches, and where every number comes from."""
+    input:
+        table="results/hpatches/table.csv",
+        results=hpatches_files("hpatches", "json"),
+        features=hpatches_files("features", "h5"),
+        index=dataset_index(HPATCHES.dataset) if HPATCHES else [],
+        training=rules.train_all.input,
+    output:
+        page="results/report/index.html",
+    log:
+        "logs/report.log",
+    params:
+        labels=W.hpatches_labels(),
+        published=HPATCHES.published if HPATCHES else None,
+        about=about_this_run(),
+        revision=REVISIONS["report"],
+    script:
+        "../workflow_scripts/write_report.py"
+
+
+rule report:
+    input:
+        rules.write_report.output if HPATCHES else rules.train_all.input,

@@ -1,0 +1,142 @@
+"""Promises of the configuration: faults stop early, with one line that names the key and the remedy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matchlib.config import Workflow, load_workflow, select_scenes
+from matchlib.config_reference import reference_text, schema_text
+from matchlib.downloads.config import DatasetSource
+from matchlib.errors import ConfigError
+from matchlib.typed_yaml import read_yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config" / "config.yaml"
+
+
+def load(change: Callable[[dict[str, Any]], None] = lambda config: None) -> Workflow:
+    config = copy.deepcopy(read_yaml(CONFIG))
+    change(config)
+    return load_workflow(config, where="config.yaml", folder=CONFIG.parent)
+
+
+def refused(change: Callable[[dict[str, Any]], None]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(change)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("config.yaml: ")
+    return message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    workflow = load_workflow(read_yaml(path), where=str(path), folder=path.parent)
+    assert workflow.hpatches_labels()
+
+
+def test_rows_of_the_table_follow_from_runs_and_baselines() -> None:
+    workflow = load()
+    assert workflow.hpatches_labels() == (
+        "sift",
+        "rootsift",
+        "aslfeat-initial",
+        "aslfeat-base",
+        "aslfeat-dcn",
+    )
+    assert workflow.candidates()["aslfeat-initial"].initial
+
+
+def test_unknown_keys_are_named_with_a_suggestion() -> None:
+    message = refused(lambda c: c["runs"]["aslfeat"]["stages"]["base"].update(lr=1))
+    assert "runs.aslfeat.stages.base.lr: unknown key" in message and "learning_rate" in message
+    message = refused(lambda c: c["runs"]["aslfeat"]["settings"].update(los={}))
+    assert "runs.aslfeat.settings" in message and "did you mean loss" in message
+
+
+def test_wrong_types_say_what_was_expected() -> None:
+    message = refused(lambda c: c["runs"]["aslfeat"]["stages"]["base"].update(steps="many"))
+    assert "runs.aslfeat.stages.base.steps: expected an integer, got 'many'" in message
+
+
+def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
+    message = refused(lambda c: c["runs"]["aslfeat"].update(train_on=["hpatches"]))
+    assert "needs 'depth_pose' pairs, but dataset 'hpatches' gives homography" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c["runs"]["aslfeat"].update(method="aslfet"), "did you mean 'aslfeat'"),
+        (lambda c: c["runs"]["aslfeat"].update(train_on=["gl4d"]), "unknown dataset 'gl4d'"),
+        (lambda c: c["runs"]["aslfeat"]["stages"].pop("base"), "starts from stage 'base'"),
+        (lambda c: c["runs"]["aslfeat"]["stages"].update(dnc={"steps": 1}), "unknown stage of aslfeat"),
+        (lambda c: c["evaluate_hpatches"].update(dataset="gl3d"), "expected a dataset of format hpatches"),
+        (lambda c: c["evaluate_hpatches"].update(methods=["surf"]), "unknown label 'surf'"),
+        (lambda c: c["baselines"].update(mine={"method": "aslfeat"}), "name its weights file"),
+        (lambda c: c.update(mirror=None), "`mirror` is null"),
+        (lambda c: c["datasets"]["gl3d"].update(root="no/such/folder"), "datasets.gl3d.root: no such folder"),
+        (lambda c: c["datasets"]["gl3d"].update(source="datasets/absent.yaml"), "absent.yaml"),
+        (lambda c: c["baselines"].update({"aslfeat-base": {"method": "sift"}}), "same label"),
+    ],
+)
+def test_impossible_combinations_are_refused(change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    assert expected in refused(change)
+
+
+def test_numbers_that_arrive_as_words_are_numbers() -> None:
+    workflow = load(lambda c: c["runs"]["aslfeat"]["stages"]["base"].update(learning_rate="1e-4", steps="7"))
+    stage = workflow.config.runs["aslfeat"].stages["base"]
+    assert (stage.learning_rate, stage.steps) == (1e-4, 7)
+
+
+def _source(**fields: Any) -> DatasetSource:
+    return DatasetSource(
+        name="n", format="gl3d", licence="l", homepage="https://h.example", status="available", **fields
+    )
+
+
+def test_excluded_scenes_never_train_nor_validate_and_validation_scenes_never_train() -> None:
+    scenes = [f"s{i}" for i in range(20)]
+    split = select_scenes(_source(exclude_scenes=("s3", "s19")), scenes, None, 2)
+    assert not {"s3", "s19"} & {*split["train"], *split["validation"]}
+    assert len(split["validation"]) == 2 and not set(split["train"]) & set(split["validation"])
+    named = select_scenes(_source(validation_scenes=("s1", "s2", "s4")), scenes, None, 2)
+    assert named["validation"] == ("s1", "s2") and not {"s1", "s2", "s4"} & set(named["train"])
+    listed = select_scenes(_source(), scenes, ["s5", "other"], 5)
+    assert set(listed["validation"]) == {"s5", "other"} and "s5" not in listed["train"]
+
+
+def test_the_gl3d_test_scenes_are_kept_out_of_blendedmvs_training() -> None:
+    from matchlib.downloads.config import read_source
+
+    for path in sorted((ROOT / "config" / "datasets").glob("blendedmvs*.yaml")):
+        excluded = read_source(path).exclude_scenes
+        assert len(excluded) == 40, path
+        assert not set(excluded) & set(select_scenes(read_source(path), excluded, None, 5)["train"])
+
+
+def test_schema_and_reference_are_those_of_the_dataclasses() -> None:
+    hint = "run: matchlib schema > config/schemas/config.schema.json; matchlib config-reference > config/README.md"
+    assert (ROOT / "config/schemas/config.schema.json").read_text() == schema_text(), hint
+    assert (ROOT / "config/README.md").read_text() == reference_text(), hint
+    assert json.loads(schema_text())["additionalProperties"] is False
+
+
+def test_what_the_snakefile_imports_does_not_import_torch_or_opencv() -> None:
+    code = (
+        "import sys, matchlib, matchlib.config, matchlib.cli, matchlib.ops.build, matchlib.completion\n"
+        f"from pathlib import Path; from matchlib.typed_yaml import read_yaml\n"
+        f"path = Path({str(CONFIG)!r})\n"
+        "matchlib.config.load_workflow(read_yaml(path), where='c', folder=path.parent)\n"
+        "print([m for m in ('torch', 'cv2', 'pandas', 'matplotlib', 'snakemake') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

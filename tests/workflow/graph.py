@@ -1,0 +1,116 @@
+"""A small world of its own for tests of the graph: a configuration, and Snakemake started in a folder beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+_MIRROR = {
+    "texture_px": 256,
+    "supersampling": 1,
+    "gl3d": {
+        "train_scenes": 1,
+        "validation_scenes": 1,
+        "images_per_scene": 4,
+        "original_size": [160, 120],
+        "stored_size": [96, 96],
+        "depth_size": [48, 48],
+        "keypoints_per_image": 300,
+    },
+    "blendedmvs": {"train_scenes": 1, "validation_scenes": 0, "images_per_scene": 4, "image_size": [128, 96]},
+    "hpatches": {"illumination_sequences": 1, "viewpoint_sequences": 1, "image_size": [160, 120]},
+}
+
+
+def tiny_config(*, steps: int = 6) -> dict[str, Any]:
+    """The demo's configuration with everything smaller: seconds instead of minutes."""
+    stage = {
+        "steps": steps,
+        "image_size": 64,
+        "decay_steps": 20,
+        "workers": 0,
+        "log_every": 2,
+        "validate_every": 4,
+        "validation_pairs": 2,
+        "checkpoint_every": 1,
+    }
+    match_sets = {"slots": 64, "min_keypoints": 0, "min_rotation_deg": 0}
+    return {
+        "mirror": _MIRROR,
+        "datasets": {
+            "gl3d": {
+                "source": "datasets/demo_gl3d.yaml",
+                "train_split": "comb/train",
+                "validation_split": "comb/test",
+                "match_sets": match_sets,
+            },
+            "blendedmvs": {"source": "datasets/demo_blendedmvs.yaml", "match_sets": match_sets},
+            "hpatches": {"source": "datasets/demo_hpatches.yaml"},
+        },
+        "runs": {
+            "aslfeat": {
+                "method": "aslfeat",
+                "train_on": ["gl3d", "blendedmvs"],
+                "settings": {"network": {"batch_norm_momentum": 0.1}, "inference": {"max_keypoints": 200}},
+                "stages": {"base": stage, "dcn": stage | {"steps": 4, "learning_rate": 0.01}},
+            }
+        },
+        "baselines": {"rootsift": {"method": "rootsift", "settings": {"max_keypoints": 200}}},
+        "evaluate_hpatches": {"dataset": "hpatches", "protocol": {"sequences": "all_present"}},
+    }
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    """Write a configuration beside the repository's dataset descriptions; returns its path."""
+    place = folder / "config"
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "datasets").exists():
+        (place / "datasets").symlink_to(ROOT / "config" / "datasets")
+    path = place / "test.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(folder: Path, configfile: Path, arguments: Sequence[str], *, cores: int = 2) -> list[str]:
+    """Snakemake on the repository's graph, working in `folder`."""
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+        "--workflow-profile",
+        str(ROOT / "profiles" / "default"),
+        "--configfile",
+        str(configfile),
+        "--cores",
+        str(cores),
+        *arguments,
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Like a shell in which the project's environment is active."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def snakemake(
+    folder: Path, configfile: Path, *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake to its end; with `check`, a failure shows its output."""
+    done = subprocess.run(
+        command(folder, configfile, arguments), capture_output=True, text=True, env=environment(), check=False
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done

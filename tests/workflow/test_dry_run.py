@@ -1,0 +1,52 @@
+"""The graph as a plan: every target resolves, faults stop before it, and a finished graph has nothing to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from graph import ROOT, snakemake, tiny_config, write_config
+
+TARGETS = [
+    "all",
+    "download_all",
+    "match_sets_all",
+    "build_extension",
+    "train_all",
+    "extract_all",
+    "evaluate_hpatches",
+    "evaluate_all",
+    "report",
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_planned(tmp_path: Path, target: str) -> None:
+    done = snakemake(tmp_path, write_config(tmp_path, tiny_config()), "-n", target)
+    assert "total" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "blendedmvs.yaml", "gl3d.yaml"])
+def test_every_shipped_configuration_can_be_planned(tmp_path: Path, name: str) -> None:
+    assert "write_report" in snakemake(tmp_path, ROOT / "config" / name, "-n").stdout
+
+
+def test_an_unknown_key_stops_with_one_line_before_anything_runs(tmp_path: Path) -> None:
+    config = tiny_config()
+    config["runs"]["aslfeat"]["stages"]["base"]["lr"] = 0.1
+    done = snakemake(tmp_path, write_config(tmp_path, config), check=False)
+    assert done.returncode != 0
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "unknown key" in line]
+    assert len(complaints) == 1 and "runs.aslfeat.stages.base.lr" in complaints[0]
+    assert "learning_rate" in complaints[0]
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_single_key_can_be_set_on_the_command_line(tmp_path: Path) -> None:
+    path = write_config(tmp_path, tiny_config())
+    change = "runs={aslfeat: {stages: {base: {steps: none}}}}"
+    done = snakemake(tmp_path, path, "-n", "--config", change, check=False)
+    assert "runs.aslfeat.stages.base.steps: expected an integer" in done.stdout + done.stderr
+    assert snakemake(
+        tmp_path, path, "-n", "--config", change.replace("none", "'7'"), "regenerate=true"
+    ).stdout

@@ -1,0 +1,116 @@
+"""The graph itself, on a tiny world: from archives to a page, nothing to do twice, and kill -9 at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from graph import command, environment, snakemake, tiny_config, write_config
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = [
+    f"results/train/aslfeat/{stage}/{name}.safetensors"
+    for stage in ("base", "dcn")
+    for name in ("weights", "last")
+]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in WEIGHTS}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder in which the whole graph has run once, and its configuration."""
+    folder = tmp_path_factory.mktemp("graph")
+    path = write_config(folder, tiny_config())
+    snakemake(folder, path)
+    return folder, path
+
+
+def test_the_graph_runs_from_archives_to_a_page(finished: tuple[Path, Path]) -> None:
+    folder, _ = finished
+    table = json.loads((folder / "results/hpatches/table.json").read_text())
+    text = json.dumps(table)
+    assert all(label in text for label in ("rootsift", "aslfeat-initial", "aslfeat-base", "aslfeat-dcn"))
+    page = (folder / "results/report/index.html").read_text()
+    assert "aslfeat-dcn" in page and "<svg" in page and "data:image" in page
+    assert (folder / "build/extension/build_info.json").is_file()
+    assert not list(folder.glob("results/**/work"))
+
+
+def test_a_second_run_has_nothing_to_do(finished: tuple[Path, Path]) -> None:
+    assert "Nothing to be done" in (done := snakemake(*finished)).stdout + done.stderr
+
+
+def test_a_changed_setting_of_stage_two_leaves_stage_one_alone(finished: tuple[Path, Path]) -> None:
+    plan = snakemake(*finished, "-n", "--config", "runs={aslfeat: {stages: {dcn: {steps: 5}}}}").stdout
+    assert "dcn" in plan
+    trained = [
+        line
+        for line in plan.splitlines()
+        if "results/train/aslfeat/base/.complete" in line and "output" in line
+    ]
+    assert not trained
+
+
+def test_verify_finds_a_deleted_file_and_the_graph_makes_it_again(finished: tuple[Path, Path]) -> None:
+    folder, path = finished
+    place = next(folder.glob("results/match_sets/gl3d/*"))
+    records = place / "records.f32"
+    before = records.read_bytes()
+    records.unlink()
+    done = subprocess.run(
+        ["matchlib", "verify", str(place)], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 1 and "records.f32: missing" in done.stdout
+    snakemake(folder, path)
+    assert records.read_bytes() == before
+
+
+def kill_at_random(folder: Path, path: Path, after_s: float) -> bool:
+    """Start the graph and kill its whole process group; whether it was still running."""
+    run = subprocess.Popen(
+        command(folder, path, []),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        run.wait(timeout=after_s)
+        return False
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        try:
+            os.killpg(run.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        run.wait()
+
+
+def test_killed_again_and_again_it_ends_with_the_same_weights(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """kill -9 of the whole workflow at random moments; MATCHLIB_TEST_KILLS says how often (20 by default)."""
+    kills = int(os.environ.get("MATCHLIB_TEST_KILLS", "20"))
+    path = write_config(tmp_path, tiny_config())
+    draw = random.Random(0)
+    done, started = 0, time.monotonic()
+    while done < kills and kill_at_random(tmp_path, path, draw.uniform(1.5, 9.0)):
+        done += 1
+        snakemake(tmp_path, path, "--unlock")
+    snakemake(tmp_path, path)
+    assert digests(tmp_path) == digests(finished[0])
+    assert done == kills, (
+        f"finished after {done} kills ({time.monotonic() - started:.0f} s); make the world larger"
+    )

@@ -1,0 +1,17 @@
+"""Extract the features of a dataset's images by one method."""
+
+import json
+from pathlib import Path
+
+from matchlib.jobs import run_extraction
+from matchlib.logs import log_to
+
+with log_to(snakemake.log[0]):
+    run_extraction(
+        method=snakemake.params.method,
+        settings=json.loads(snakemake.params.settings),
+        weights=Path(snakemake.input.weights) if snakemake.input.get("weights") else None,
+        dataset_format=snakemake.params.format,
+        root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
+        out=Path(snakemake.output.features),
+    )

@@ -1,0 +1,19 @@
+"""Write the report page."""
+
+import json
+from pathlib import Path
+
+from matchlib.logs import log_to
+from matchlib.visualization.build import build_report
+
+with log_to(snakemake.log[0]):
+    published = snakemake.params.published
+    build_report(
+        Path(snakemake.output.page),
+        results=[Path(path) for path in snakemake.input.results],
+        training=[Path(path).parent for path in snakemake.input.training],
+        features=dict(zip(snakemake.params.labels, map(Path, snakemake.input.features), strict=True)),
+        hpatches_root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
+        published=sorted(Path(published).glob("*.npy")) if published else [],
+        about=dict(snakemake.params.about),
+    )
