@@ -14,6 +14,10 @@ if not workflow.configfiles:
     configfile: "config/config.yaml"
 
 
+# Only with `--sdm apptainer`: the image that `docker build -t matchlib .` makes. Otherwise: make setup.
+container: "docker-daemon://matchlib:0.1.0"
+
+
 include: "rules/common.smk"
 include: "rules/mirror.smk"
 include: "rules/data.smk"

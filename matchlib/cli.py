@@ -54,8 +54,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- verbs
 def _extract(options: argparse.Namespace) -> None:
     from matchlib.api import build_extractor
+    from matchlib.datasets.images import list_images
     from matchlib.features.config import ExtractionConfig
-    from matchlib.features.extract import extract_features, list_images
+    from matchlib.features.extract import extract_features
 
     settings = parse_settings(options.settings)
     extractor = build_extractor(
@@ -65,7 +66,7 @@ def _extract(options: argparse.Namespace) -> None:
     report = extract_features(
         options.images, list_images(options.images), extractor=extractor, out=options.out, config=config
     )
-    print(f"{options.out}: {report}")
+    print(f"{options.out}: {report.images} images, {len(report.unreadable)} unreadable")
 
 
 def _match(options: argparse.Namespace) -> None:
@@ -119,12 +120,11 @@ def _processes(wanted: str) -> int:
 def _evaluate_hpatches(options: argparse.Namespace) -> None:
     from matchlib.evaluation.config import HPatchesProtocol
     from matchlib.evaluation.hpatches import write_result
-    from matchlib.evaluation.hpatches_run import evaluate
+    from matchlib.evaluation.hpatches_run import evaluate_hpatches
     from matchlib.typed_yaml import load_typed
 
     protocol = load_typed(HPatchesProtocol, parse_settings(options.settings), "protocol")
-    label = options.label or options.features.stem
-    result = evaluate(features=options.features, dataset_root=options.root, protocol=protocol, label=label)
+    result = evaluate_hpatches(options.features, options.root, protocol=protocol, label=options.label)
     if options.out is not None:
         write_result(result, options.out)
     print(json.dumps(result.summary(), indent=1))

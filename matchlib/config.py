@@ -6,6 +6,7 @@ what only the whole can tell is checked: that names exist and that each stage ge
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, cast
 from matchlib.datasets.types import FORMATS
 from matchlib.downloads.config import DatasetSource, FetchPolicy, read_source
 from matchlib.errors import ConfigError
-from matchlib.evaluation.config import HPatchesProtocol
+from matchlib.evaluation.config import HOMOGRAPHY_PROTOCOLS, HomographyProtocol, HPatchesProtocol
 from matchlib.match_sets.config import MatchSetConfig
 from matchlib.methods.spec import METHODS, MethodSpec, StageSpec
 from matchlib.mirror.config import MirrorConfig
@@ -85,8 +86,15 @@ class HPatchesConfig:
     """Labels to evaluate (baselines and <run>-<stage>); null: all there are."""
     protocol: HPatchesProtocol = field(default_factory=HPatchesProtocol)
     """Everything that changes a number."""
+    homography_protocols: tuple[HomographyProtocol, ...] = HOMOGRAPHY_PROTOCOLS
+    """Protocols of the separate homography table; a list replaces the four published ones, [] makes none."""
     published: str | None = None
     """Folder of published result files (`<method>.npy`) to draw in the same plot."""
+
+    def __post_init__(self) -> None:
+        names = [protocol.name for protocol in self.homography_protocols]
+        if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            raise ConfigError(f"homography_protocols: expected distinct plain names, got {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +214,14 @@ class Workflow:
         if evaluation is None:
             return ()
         return tuple(self.candidates()) if evaluation.methods is None else evaluation.methods
+
+
+def match_set_folder(scene: str) -> str:
+    """Folder name of a scene's match set.
+
+    The suffix is for GL3D's first scene: Snakemake takes a wildcard of 24 zeros for an endless recursion.
+    """
+    return f"{scene}.set"
 
 
 def list_subsets(

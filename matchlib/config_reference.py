@@ -110,7 +110,7 @@ def _type(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return f"`{entry['const']}`"
     if "$ref" in entry:
         return "settings"
-    kind = entry.get("type", "any")
+    kind = str(entry.get("type", "any"))
     if kind == "array":
         items = entry.get("prefixItems")
         if items:

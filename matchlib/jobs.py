@@ -13,11 +13,19 @@ from typing import Any, cast
 
 from matchlib import revisions
 from matchlib.completion import MARKER, atomic_write_json, digest_file, fingerprint
-from matchlib.config import DatasetConfig, RunConfig, list_subsets, method_settings
+from matchlib.config import (
+    DatasetConfig,
+    HPatchesConfig,
+    RunConfig,
+    list_subsets,
+    match_set_folder,
+    method_settings,
+)
 from matchlib.datasets.types import FORMATS
 from matchlib.downloads.config import read_source
 from matchlib.downloads.dataset import check_in_place
 from matchlib.errors import DataError
+from matchlib.match_sets.config import MatchSetConfig
 from matchlib.methods.spec import METHODS
 from matchlib.registry import load_symbol
 from matchlib.training.config import StageConfig, result_settings
@@ -36,6 +44,8 @@ class PairsOf:
     match_sets: str
     train: tuple[str, ...]
     validation: tuple[str, ...]
+    min_rotation_deg: float
+    max_rot_diff_deg: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +123,7 @@ def _sources(pairs: Sequence[PairsOf], subset: str) -> list[Any]:
     sources = []
     for group in pairs:
         for scene in group.train if subset == "train" else group.validation:
-            folder = Path(group.match_sets) / scene
+            folder = Path(group.match_sets) / match_set_folder(scene)
             if not (folder / MARKER).is_file():
                 raise DataError(f"{folder}: match set not finished; run: snakemake match_sets_all")
             sources.append(
@@ -127,13 +137,14 @@ def describe_training(
     run: str,
     stage: str,
     settings: RunConfig,
+    filters: Sequence[MatchSetConfig],
     indices: Sequence[Path],
     match_sets: Path,
     initial_weights: str | None,
 ) -> TrainingJob:
     """Put together all that one stage of a run depends on.
 
-    indices: files of `index_dataset`, one per dataset of `settings.train_on`, in that order
+    filters, indices: match-set settings and file of `index_dataset` of each dataset of `settings.train_on`
     """
     return TrainingJob(
         run=run,
@@ -150,8 +161,10 @@ def describe_training(
                 match_sets=str(match_sets / index.dataset),
                 train=index.train,
                 validation=index.validation,
+                min_rotation_deg=chosen.min_rotation_deg,
+                max_rot_diff_deg=chosen.max_rot_diff_deg,
             )
-            for index in map(read_index, indices)
+            for index, chosen in zip(map(read_index, indices), filters, strict=True)
         ),
         initial_weights=initial_weights,
     )
@@ -242,3 +255,37 @@ def run_extraction(
 
     extractor = build_extractor(method, weights=weights, settings=settings, device=device)
     extract_features(root=root, names=image_set(root), extractor=extractor, out=out)
+
+
+# ---------------------------------------------------------------- evaluation
+def run_hpatches(
+    settings: Mapping[str, Any],
+    *,
+    features: Path,
+    root: Path,
+    label: str,
+    result: Path,
+    homographies: Sequence[Path],
+    device: str = "auto",
+) -> None:
+    """Evaluate one features file on HPatches sequences and write all its results.
+
+    settings:     the section `evaluate_hpatches` of the configuration
+    homographies: a file per homography protocol of the settings, in their order
+    """
+    from matchlib.api import choose_device
+    from matchlib.evaluation.homography import evaluate_homography
+    from matchlib.evaluation.homography_result import write_homography_result
+    from matchlib.evaluation.hpatches import write_result
+    from matchlib.evaluation.hpatches_run import evaluate_hpatches
+
+    config = load_typed(HPatchesConfig, dict(settings), "evaluate_hpatches")
+    place = choose_device(device)
+    for protocol, path in zip(config.homography_protocols, homographies, strict=True):
+        found = evaluate_homography(
+            features, root, protocol=protocol, sequences=config.protocol.sequences, label=label, device=place
+        )
+        write_homography_result(found, path)
+    write_result(
+        evaluate_hpatches(features, root, protocol=config.protocol, label=label, device=place), result
+    )

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from matchlib.config import load_workflow
+from matchlib.config import load_workflow, match_set_folder
 from matchlib.errors import ConfigError, DataError
 from matchlib.ops.build import source_files, toolchain_fingerprint
 from matchlib.revisions import REVISIONS
@@ -26,6 +26,9 @@ def checked_workflow():
 W = checked_workflow()
 CFG = W.config
 HPATCHES = CFG.evaluate_hpatches
+HOMOGRAPHY_PROTOCOLS = (
+    [protocol.name for protocol in HPATCHES.homography_protocols] if HPATCHES else []
+)
 LABELS = W.candidates()
 STATIC_SCENES = {name: W.static_scenes(name) for name in CFG.datasets}
 DOWNLOADS = W.downloads()
@@ -46,7 +49,11 @@ def json_of(value):
 def mirror_needed_by(wildcards):
     """The demo world, for archives that lie in it."""
     urls = W.sources[DOWNLOADS[wildcards.source]].archive(wildcards.archive).urls
-    return ["results/mirror/.complete"] if any(url.startswith("mirror:") for url in urls) else []
+    return (
+        ["results/mirror/.complete"]
+        if any(url.startswith("mirror:") for url in urls)
+        else []
+    )
 
 
 def archives_of(source):
@@ -59,7 +66,11 @@ def archives_of(source):
 
 def unpacked(dataset):
     """Marker of the unpacked dataset; none for a root that is used in place."""
-    return [] if CFG.datasets[dataset].root is not None else f"data/{W.sources[dataset].name}/.complete"
+    return (
+        []
+        if CFG.datasets[dataset].root is not None
+        else f"data/{W.sources[dataset].name}/.complete"
+    )
 
 
 def dataset_index(dataset):
@@ -79,7 +90,9 @@ def scenes_of(dataset):
 def match_sets_of(datasets):
     """Match-set markers of all scenes of some datasets."""
     return [
-        f"results/match_sets/{dataset}/{scene}/.complete" for dataset in datasets for scene in scenes_of(dataset)
+        f"results/match_sets/{dataset}/{match_set_folder(scene)}/.complete"
+        for dataset in datasets
+        for scene in scenes_of(dataset)
     ]
 
 
@@ -87,7 +100,11 @@ def match_sets_of(datasets):
 def initial_weights_of(wildcards):
     """Weights that a stage starts from: those of the stage before it, or none."""
     before = W.stage_spec(wildcards.run, wildcards.stage).init_from
-    return [] if before is None else f"results/train/{wildcards.run}/{before}/weights.safetensors"
+    return (
+        []
+        if before is None
+        else f"results/train/{wildcards.run}/{before}/weights.safetensors"
+    )
 
 
 def weights_of(wildcards):
@@ -99,21 +116,38 @@ def weights_of(wildcards):
     return f"results/train/{row.run}/{row.stage}/{name}.safetensors"
 
 
-def hpatches_files(folder, ending):
-    """One file per method that HPatches evaluates, in table order."""
+def hpatches_files(pattern):
+    """One file per method that HPatches evaluates, in table order; `pattern` holds {dataset} and {label}."""
     if HPATCHES is None:
         return []
-    return [f"results/{folder}/{HPATCHES.dataset}/{label}.{ending}" for label in W.hpatches_labels()]
+    return [
+        pattern.format(dataset=HPATCHES.dataset, label=label)
+        for label in W.hpatches_labels()
+    ]
+
+
+def homography_files():
+    """One file per homography protocol and method."""
+    patterns = [
+        f"results/homography/{{dataset}}/{{label}}/{name}.json"
+        for name in HOMOGRAPHY_PROTOCOLS
+    ]
+    return [path for pattern in patterns for path in hpatches_files(pattern)]
 
 
 def about_this_run():
     """What the report says of data, licences and runs; `group/name` stands under its group."""
-    about = {"summary": f"Configuration: {', '.join(str(path) for path in CONFIG_FILES)}"}
+    about = {
+        "summary": f"Configuration: {', '.join(str(path) for path in CONFIG_FILES)}"
+    }
     for name, source in W.sources.items():
         about[f"datasets/{name}"] = f"{source.name}, format {source.format}"
         about[f"licences/{name}"] = source.licence
     for name, run in CFG.runs.items():
-        stages = ", ".join(f"{stage} ({settings.steps} steps)" for stage, settings in run.stages.items())
+        stages = ", ".join(
+            f"{stage} ({settings.steps} steps)"
+            for stage, settings in run.stages.items()
+        )
         about[f"runs/{name}"] = f"{run.method} on {', '.join(run.train_on)}: {stages}"
     return about
 
@@ -122,7 +156,7 @@ wildcard_constraints:
     dataset=alternatives(CFG.datasets),
     source=alternatives(DOWNLOADS),
     archive="[^/]+",
-    scene="[^/]+",
+    match_set=match_set_folder("[^/]+"),
     run=alternatives(CFG.runs),
     stage=alternatives({stage for run in CFG.runs.values() for stage in run.stages}),
     label=alternatives(LABELS),

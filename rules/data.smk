@@ -10,7 +10,9 @@ rule download_archive:
         downloads=1,
         runtime="2d",
     params:
-        archive=lambda wildcards: json_of(W.sources[DOWNLOADS[wildcards.source]].archive(wildcards.archive)),
+        archive=lambda wildcards: json_of(
+            W.sources[DOWNLOADS[wildcards.source]].archive(wildcards.archive)
+        ),
         description=lambda wildcards: W.source_path(DOWNLOADS[wildcards.source]),
         policy=json_of(CFG.downloads),
         revision=REVISIONS["download"],

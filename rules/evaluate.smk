@@ -5,13 +5,17 @@ rule evaluate_hpatches_method:
         features="results/features/{dataset}/{label}.h5",
     output:
         result="results/hpatches/{dataset}/{label}.json",
+        homographies=expand(
+            "results/homography/{{dataset}}/{{label}}/{name}.json",
+            name=HOMOGRAPHY_PROTOCOLS,
+        ),
     log:
         "logs/hpatches/{dataset}/{label}.log",
     benchmark:
         "results/benchmarks/hpatches/{dataset}/{label}.tsv"
     threads: 2
     params:
-        protocol=json_of(HPATCHES and HPATCHES.protocol),
+        config=json_of(HPATCHES),
         revision=REVISIONS["hpatches"],
     script:
         "../workflow_scripts/evaluate_hpatches.py"
@@ -20,10 +24,13 @@ rule evaluate_hpatches_method:
 rule hpatches_table:
     """One table of all methods, as CSV and JSON."""
     input:
-        results=hpatches_files("hpatches", "json"),
+        results=hpatches_files("results/hpatches/{dataset}/{label}.json"),
+        homographies=homography_files(),
     output:
         csv="results/hpatches/table.csv",
         json="results/hpatches/table.json",
+        homography_csv="results/homography/table.csv",
+        homography_json="results/homography/table.json",
     log:
         "logs/hpatches/table.log",
     script:

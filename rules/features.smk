@@ -16,7 +16,9 @@ rule extract_features:
         mem_mb=8000,
     params:
         method=lambda wildcards: LABELS[wildcards.label].method,
-        settings=lambda wildcards: json.dumps(dict(LABELS[wildcards.label].settings), sort_keys=True),
+        settings=lambda wildcards: json.dumps(
+            dict(LABELS[wildcards.label].settings), sort_keys=True
+        ),
         format=lambda wildcards: W.format_of(wildcards.dataset),
         revision=REVISIONS["features"],
     script:
@@ -25,4 +27,4 @@ rule extract_features:
 
 rule extract_all:
     input:
-        hpatches_files("features", "h5"),
+        hpatches_files("results/features/{dataset}/{label}.h5"),

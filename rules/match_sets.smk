@@ -3,13 +3,14 @@ rule match_set:
     input:
         index="results/datasets/{dataset}.json",
     output:
-        marker="results/match_sets/{dataset}/{scene}/.complete",
+        marker="results/match_sets/{dataset}/{match_set}/.complete",
     log:
-        "logs/match_sets/{dataset}/{scene}.log",
+        "logs/match_sets/{dataset}/{match_set}.log",
     resources:
         mem_mb=1500,
     params:
         config=lambda wildcards: json_of(CFG.datasets[wildcards.dataset].match_sets),
+        scene=lambda wildcards: wildcards.match_set.removesuffix(match_set_folder("")),
         format=lambda wildcards: W.format_of(wildcards.dataset),
         seed=0,
         revision=REVISIONS["match_sets"],

@@ -2,8 +2,9 @@ rule write_report:
     """One self-contained page: tables, curves, training, matches, and where every number comes from."""
     input:
         table="results/hpatches/table.csv",
-        results=hpatches_files("hpatches", "json"),
-        features=hpatches_files("features", "h5"),
+        results=hpatches_files("results/hpatches/{dataset}/{label}.json"),
+        homographies=homography_files(),
+        features=hpatches_files("results/features/{dataset}/{label}.h5"),
         index=dataset_index(HPATCHES.dataset) if HPATCHES else [],
         training=rules.train_all.input,
     output:

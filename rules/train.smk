@@ -1,13 +1,19 @@
 rule training_job:
     """All that one training stage depends on, as a file that `matchlib train` can run by hand."""
     input:
-        indices=lambda wildcards: [dataset_index(d) for d in CFG.runs[wildcards.run].train_on],
+        indices=lambda wildcards: [
+            dataset_index(name) for name in CFG.runs[wildcards.run].train_on
+        ],
     output:
         job="results/train/{run}/{stage}.job.json",
     log:
         "logs/train/{run}/{stage}.job.log",
     params:
         run=lambda wildcards: json_of(CFG.runs[wildcards.run]),
+        filters=lambda wildcards: [
+            json_of(CFG.datasets[name].match_sets)
+            for name in CFG.runs[wildcards.run].train_on
+        ],
         initial=initial_weights_of,
     script:
         "../workflow_scripts/training_job.py"
@@ -30,7 +36,7 @@ rule train_stage:
         "logs/train/{run}/{stage}.log",
     benchmark:
         "results/benchmarks/train/{run}/{stage}.tsv"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
         mem_mb=16000,

@@ -13,7 +13,7 @@ with log_to(snakemake.log[0]):
     build_match_set(
         dataset_format=snakemake.params.format,
         root=Path(index["root"]),
-        scene=snakemake.wildcards.scene,
+        scene=snakemake.params.scene,
         out=Path(snakemake.output.marker).parent,
         config=load_typed(MatchSetConfig, json.loads(snakemake.params.config), "match_sets"),
         seed=snakemake.params.seed,

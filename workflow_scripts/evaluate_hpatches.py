@@ -1,19 +1,17 @@
-"""Evaluate one method on HPatches sequences."""
+"""Evaluate one method on HPatches sequences: matching accuracy, and homographies by every protocol."""
 
 import json
 from pathlib import Path
 
-from matchlib.evaluation.config import HPatchesProtocol
-from matchlib.evaluation.hpatches import write_result
-from matchlib.evaluation.hpatches_run import evaluate
+from matchlib.jobs import run_hpatches
 from matchlib.logs import log_to
-from matchlib.typed_yaml import load_typed
 
 with log_to(snakemake.log[0]):
-    result = evaluate(
+    run_hpatches(
+        json.loads(snakemake.params.config),
         features=Path(snakemake.input.features),
-        dataset_root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
-        protocol=load_typed(HPatchesProtocol, json.loads(snakemake.params.protocol), "protocol"),
+        root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
         label=snakemake.wildcards.label,
+        result=Path(snakemake.output.result),
+        homographies=[Path(path) for path in snakemake.output.homographies],
     )
-    write_result(result, Path(snakemake.output.result))

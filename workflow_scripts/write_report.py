@@ -11,6 +11,7 @@ with log_to(snakemake.log[0]):
     build_report(
         Path(snakemake.output.page),
         results=[Path(path) for path in snakemake.input.results],
+        homographies=[Path(path) for path in snakemake.input.homographies],
         training=[Path(path).parent for path in snakemake.input.training],
         features=dict(zip(snakemake.params.labels, map(Path, snakemake.input.features), strict=True)),
         hpatches_root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),

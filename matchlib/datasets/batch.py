@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from matchlib.errors import check_shape
+
+if TYPE_CHECKING:  # the graph imports every module of this package, and must not pay for torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,9 @@ class PairBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
+
         moved = {
-            f.name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            f.name: value.to(device, non_blocking=non_blocking) if hasattr(value, "device") else value
             for f in fields(self)
             for value in (getattr(self, f.name),)
         }
@@ -57,9 +60,11 @@ class PairBatch:
     @staticmethod
     def stack(batches: list[PairBatch]) -> PairBatch:
         """Join batches along B; used as `collate_fn` over single pairs."""
-        joined = {}
+        import torch
+
+        joined: dict[str, Any] = {}
         for f in fields(PairBatch):
             values = [getattr(batch, f.name) for batch in batches]
-            is_tensor = isinstance(values[0], Tensor)
+            is_tensor = isinstance(values[0], torch.Tensor)
             joined[f.name] = torch.cat(values) if is_tensor else tuple(item for v in values for item in v)
         return PairBatch(**joined)

@@ -65,7 +65,8 @@ class SceneImage:
 class Scene:
     """One scene of a dataset. `images` maps the scene-local id to its image, in ascending order of id.
 
-    first_global_index: the dataset-wide index of scene-local image 0 (GL3D's image_index_offset.txt; 0 elsewhere)
+    first_global_index: the dataset-wide index of scene-local image 0 (GL3D's image_index_offset.txt; 0
+                        elsewhere)
     corr_path:          GL3D `corr.bin`, or None
     candidate_pairs:    pairs that the dataset itself proposes (BlendedMVS pair.txt), i < j, or None
     """

@@ -1,0 +1,1 @@
+"""Local features: the type, files, the extraction loop, classical extractors."""

@@ -62,5 +62,7 @@ class Extractor(Protocol):
     descriptor_dim: int
 
     def extract(self, image: Image) -> Features:
-        """Features of one (H, W, 3) uint8 RGB image, best score first; an empty result for a featureless image."""
+        """Features of one (H, W, 3) uint8 RGB image, best score first; an empty result for a featureless
+        image.
+        """
         ...

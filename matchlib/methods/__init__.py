@@ -1,2 +1,1 @@
-"""Methods of local features, one folder each. A method never imports another; adding a folder adds a method.
-"""
+"""Methods of local features, one folder each. A method never imports another; adding a folder adds a method."""

@@ -29,13 +29,11 @@ class TrainableModel(Protocol):
         ...
 
     def validation_step(self, batch: Any) -> Mapping[str, float]:
-        """Figures of one validation batch (evaluation mode, no gradient); the trainer takes means over pairs.
-        """
+        """Figures of one validation batch (evaluation mode, no gradient); the trainer takes means over pairs."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: dicts with "params" and optional "weight_decay", "lr_scale"; trainable ones only.
-        """
+        """Optimiser groups: dicts with "params" and optional "weight_decay", "lr_scale"; trainable ones only."""
         ...
 
     def pictures(self, batch: Any) -> Mapping[str, npt.NDArray[np.uint8]]:

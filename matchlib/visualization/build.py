@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from matchlib.completion import digest_file
+from matchlib.evaluation.homography_result import HomographyResult, read_homography_result
 from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
 from matchlib.evaluation.published import PublishedResult
 from matchlib.features.store import FeatureReader
 from matchlib.visualization.hpatches_pictures import hpatches_pictures
-from matchlib.visualization.hpatches_tables import hpatches_curves, hpatches_tables
+from matchlib.visualization.hpatches_tables import homography_table, hpatches_curves, hpatches_tables
 from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
 from matchlib.visualization.training_section import training_section, weights_table
 
@@ -28,6 +31,7 @@ def build_report(
     hpatches_root: Path,
     published: Sequence[Path],
     about: Mapping[str, str],
+    homographies: Sequence[Path] = (),
 ) -> None:
     """Write the report as one HTML file, atomically. Equal inputs give equal bytes.
 
@@ -36,6 +40,7 @@ def build_report(
     features:      label of a result -> the features file that it was evaluated with, for pictures of
                    matches; may lack some labels
     hpatches_root: folder of the sequences that the results were measured on
+    homographies:  JSON files of `matchlib.evaluation.homography_result.write_homography_result`
     published:     result files of other projects (`.npy`), drawn beside ours
     about:         what ran, as text by name, in the order to be shown. `title` and `summary` head the page. A
                    name `group/item` (`datasets/demo`, `licences/demo`, `runs/base`) stands under its group;
@@ -46,7 +51,9 @@ def build_report(
     theirs = [read_published_cache(path) for path in published]
     sections = [
         _about_section(about),
-        _hpatches_section(ours, theirs) if ours or theirs else None,
+        _hpatches_section(ours, theirs, [read_homography_result(path) for path in homographies])
+        if ours or theirs
+        else None,
         training_section(training) if training else None,
         _pictures_section(ours, features, hpatches_root) if features else None,
         _provenance_section(about, ours, results, features, training, published),
@@ -65,7 +72,8 @@ def _headlines(results: Sequence[HPatchesResult], training: Sequence[Path]) -> l
     if results:
         best = max(results, key=lambda result: float(result.mma("all")[2]))
         low, high = best.mma_interval("all")[:, 2]
-        note = f"{best.label}, interval {low:.3f}–{high:.3f}"
+        # one sequence alone has no interval
+        note = f"{best.label}, interval {low:.3f}–{high:.3f}" if np.isfinite(low) else best.label
         headlines.append(Headline(name="Best MMA @3 px", value=f"{best.mma('all')[2]:.3f}", note=note))
         headlines.append(
             Headline(name="Evaluated", value=str(len(results)), note="methods or weights on HPatches")
@@ -101,7 +109,11 @@ def _about_table(about: Mapping[str, str]) -> Table:
     return Table(columns=columns, rows=ordered, caption=caption, sortable=False)
 
 
-def _hpatches_section(results: Sequence[HPatchesResult], published: Sequence[PublishedResult]) -> Section:
+def _hpatches_section(
+    results: Sequence[HPatchesResult],
+    published: Sequence[PublishedResult],
+    homographies: Sequence[HomographyResult],
+) -> Section:
     return Section(
         title="HPatches",
         text=[
@@ -109,7 +121,10 @@ def _hpatches_section(results: Sequence[HPatchesResult], published: Sequence[Pub
             "become matches. A match is right at a threshold if the true homography brings its first "
             "keypoint that close to its second."
         ],
-        tables=hpatches_tables(results, published),
+        tables=[
+            *hpatches_tables(results, published),
+            *([homography_table(homographies)] if homographies else []),
+        ],
         figures=[hpatches_curves(results, published)],
     )
 

@@ -8,6 +8,7 @@ from typing import TypeGuard
 import numpy as np
 
 from matchlib.evaluation.config import SPLITS, Split
+from matchlib.evaluation.homography_result import HomographyResult
 from matchlib.evaluation.hpatches import HPatchesResult
 from matchlib.evaluation.published import PublishedResult
 from matchlib.visualization.curves import Curve, accuracy_figure
@@ -39,6 +40,35 @@ def hpatches_tables(
             caption="The same by kind of sequence: illumination (same view, other light) and viewpoint.",
         ),
     )
+
+
+def homography_table(results: Sequence[HomographyResult]) -> Table:
+    """Corner errors under each protocol; rows of one protocol form a group and share its thresholds."""
+    rows = [
+        Row(
+            cells=_homography_cells(result), group=f"{result.protocol.name}: {result.protocol.estimator_name}"
+        )
+        for result in results
+    ]
+    correct = [Column(name=f"≤ {t} px", group="share of pairs", best="highest") for t in HOMOGRAPHY_PX]
+    area = [Column(name=f"@{t} px", group="AUC of corner error", best="highest") for t in HEADLINE_PX]
+    counts = [Column(name="matches", decimals=0), Column(name="failed", help="pairs without a homography")]
+    return Table(
+        columns=[Column(name="method"), *correct, *area, *counts],
+        rows=rows,
+        caption="Homographies by protocol, all pairs. A protocol fixes estimator, threshold and frame; figures of "
+        "different protocols do not compare. A dash: not part of the protocol.",
+    )
+
+
+def _homography_cells(result: HomographyResult) -> list[CellValue]:
+    found = result.summary().get("all", {})
+    interval = found.get("interval", {})
+    cells: list[CellValue] = [result.label]
+    for name in (*(f"correct@{t}" for t in HOMOGRAPHY_PX), *(f"auc@{t}" for t in HEADLINE_PX)):
+        low, high = interval.get(name, (None, None))
+        cells.append(Cell(value=found[name], low=low, high=high) if name in found else None)
+    return [*cells, found.get("matches"), found.get("failed")]
 
 
 def hpatches_curves(results: Sequence[HPatchesResult], published: Sequence[PublishedResult]) -> Figure:

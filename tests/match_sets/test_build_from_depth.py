@@ -127,11 +127,11 @@ def test_pairs_come_from_the_dataset_or_from_overlap(build_plane, caplog):
 
 def test_the_absolute_check_and_the_radius_are_what_they_say(build_plane):
     def inliers(out: str, **depth: object) -> list[int]:
-        folder = build_plane(out=out, slots=1024, depth=DepthSourceConfig(**depth))
+        folder = build_plane(out=out, slots=4096, depth=DepthSourceConfig(**depth))
         return [row.inliers for row in load(folder)[0]] or [0]
 
     wide, narrow = inliers("a")[0], inliers("b", match_radius_px=0.5)[0]
-    absolute = inliers("c", depth_check="absolute", depth_threshold=1e-6)[0]
+    absolute = inliers("c", depth_check="absolute", depth_threshold=1e-9)[0]
     assert narrow < wide
     assert absolute < narrow
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,11 +56,11 @@ def test_depth_and_pose_of_a_batch_carry_pixels_onto_equal_pixels(source, index)
 
 
 def test_pairs_are_filtered_when_they_are_opened(source):
-    assert len(DepthPosePairs([source], image_size=32, min_rotation_deg=9)) == 2
-    assert len(DepthPosePairs([source], image_size=32, max_rot_diff_deg=9)) == 1
-    with pytest.raises(DataError, match="no training pair in 1 match sets"):
-        DepthPosePairs([source], image_size=32, min_rotation_deg=99)
-    with pytest.raises(DataError, match="no training pair in 0 match sets"):
+    assert len(DepthPosePairs([replace(source, min_rotation_deg=9)], image_size=32)) == 2
+    assert len(DepthPosePairs([replace(source, max_rot_diff_deg=9)], image_size=32)) == 1
+    with pytest.raises(DataError, match="no pair in 1 match sets"):
+        DepthPosePairs([replace(source, min_rotation_deg=99)], image_size=32)
+    with pytest.raises(DataError, match="no pair in 0 match sets"):
         DepthPosePairs([], image_size=32)
 
 
@@ -68,7 +69,7 @@ def test_several_sources_follow_each_other_and_the_digest_tells_them_apart(sourc
     two = DepthPosePairs([source, source], image_size=32)
     assert len(two) == 6 and torch.equal(two.load(4, 0).image1, one.load(1, 0).image1)
     assert one.digest == DepthPosePairs([source], image_size=64).digest != two.digest
-    assert one.digest != DepthPosePairs([source], image_size=32, min_rotation_deg=4).digest
+    assert one.digest != DepthPosePairs([replace(source, min_rotation_deg=4)], image_size=32).digest
     with pytest.raises(IndexError):
         one.load(3, 0)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from graph import ROOT, snakemake, tiny_config, write_config
+
+from matchlib.datasets.gl3d import write_lists
 
 TARGETS = [
     "all",
@@ -50,3 +53,13 @@ def test_a_single_key_can_be_set_on_the_command_line(tmp_path: Path) -> None:
     assert snakemake(
         tmp_path, path, "-n", "--config", change.replace("none", "'7'"), "regenerate=true"
     ).stdout
+
+
+def test_gl3d_used_in_place_is_planned_from_its_lists_alone(tmp_path: Path) -> None:
+    names = [f"{index:024x}" for index in range(12)]  # 24 zeros is a real scene, and Snakemake dislikes it
+    write_lists(tmp_path / "gl3d", "comb", dict.fromkeys(names, 10), names[:-2], names[-2:])
+    config = yaml.safe_load((ROOT / "config" / "gl3d.yaml").read_text())
+    config["datasets"]["gl3d"]["root"] = str(tmp_path / "gl3d")
+    plan = snakemake(tmp_path, write_config(tmp_path, config), "-n", "match_sets_all").stdout
+    assert all(f"results/match_sets/gl3d/{name}.set/.complete" in plan for name in names)
+    assert "download_archive" not in plan

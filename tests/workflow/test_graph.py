@@ -64,7 +64,7 @@ def test_a_changed_setting_of_stage_two_leaves_stage_one_alone(finished: tuple[P
 
 def test_verify_finds_a_deleted_file_and_the_graph_makes_it_again(finished: tuple[Path, Path]) -> None:
     folder, path = finished
-    place = next(folder.glob("results/match_sets/gl3d/*"))
+    place = next(folder.glob("results/match_sets/gl3d/*.set"))
     records = place / "records.f32"
     before = records.read_bytes()
     records.unlink()

@@ -1,0 +1,1 @@
+"""Matchers: from the features of two images to pairs of keypoints."""

@@ -1,0 +1,19 @@
+// The operators of the extension. Everything goes through torch's stable ABI: one binary serves torch >= 2.10.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(matchlib_native, m) {
+  // Samples the taps of output positions first .. first + P of one image: columns (P, K * C).
+  // `stream` is the CUDA stream's handle, unused on CPU.
+  m.def(
+      "deform_im2col(Tensor input, Tensor offset, Tensor mask, int kernel_height, int kernel_width, int stride, "
+      "int padding, int dilation, int first, int cuda_stream, Tensor(a!) columns) -> ()");
+  // The way back: adds to grad_input, writes the positions' grad_offset and grad_mask, and the columns again.
+  m.def(
+      "deform_col2im(Tensor grad_columns, Tensor input, Tensor offset, Tensor mask, int kernel_height, "
+      "int kernel_width, int stride, int padding, int dilation, int first, int cuda_stream, Tensor(a!) columns, "
+      "Tensor(b!) grad_input, Tensor(c!) grad_offset, Tensor(d!) grad_mask) -> ()");
+  // Lets the rows and columns of a tile of similarities compete with the best of the tiles before.
+  m.def(
+      "nearest_update(Tensor tile, int first_row, int first_column, Tensor(a!) row_value, Tensor(b!) row_index, "
+      "Tensor(c!) column_value, Tensor(d!) column_index) -> ()");
+}

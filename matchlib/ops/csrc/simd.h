@@ -1,0 +1,10 @@
+// Compiles a function for several instruction sets; the loader picks the best one of the running processor.
+// So the artefact needs no -march=native and may be cached or copied to another machine.
+#pragma once
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && defined(__linux__)
+#define MATCHLIB_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define MATCHLIB_CLONES
+#endif
+#define MATCHLIB_INLINE __attribute__((always_inline)) inline

@@ -1,0 +1,172 @@
+"""Exact nearest neighbours between two sets of descriptors by dot product, in blocks that stay in cache.
+
+The product of the two sets is computed tile by tile and never stored as a whole. Of each tile only row and
+column maxima survive.
+
+Ties: of equal similarities the lowest index wins, within a tile and across tiles. "Equal" means equal after
+float32 rounding: equal descriptors have equal similarities wherever the library adds the products in the same
+order, which neither BLAS nor oneDNN promises at the ragged edge of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from matchlib.errors import ShapeError, check_shape
+from matchlib.ops.extension import load_extension
+from matchlib.ops.matmul import matmul_nt
+
+# CPU: a tile of 2 MB stays in the caches of its cores, and its memory is used again without page faults.
+_BLOCK_ROWS = {"cpu": 512, "cuda": 8192}
+_BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
+_GROUP = 16  # rows whose maxima are taken together before a column's winner is looked up
+
+
+def mutual_nearest(
+    descriptors0: Tensor, descriptors1: Tensor, *, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the pairs in which each descriptor is the other's nearest by dot product.
+
+    descriptors0: (N, D) float32 or float64, any device; unit length if the dot product is to order by
+                  distance.
+    descriptors1: (M, D), same dtype and device. N, M or D may be 0; no descriptors give no pairs.
+    block:        rows and columns of a tile; by default what measured fastest for the device.
+    Returns `index` (K, 2) int64, columns into set 0 and set 1, ascending in the first, and `similarity` (K,)
+    of the descriptors' dtype. Exact: every pair is compared, ties go to the lowest index (see the module's
+    docstring). Memory beside the result: a few tiles. No gradient. Raises ShapeError for shapes, dtypes or
+    devices that do not fit and for values that are not finite.
+    """
+    best0, best1 = _search(descriptors0, descriptors1, block=block, both=True)
+    rows = torch.arange(len(best0.index), device=best0.index.device)
+    if len(rows) == 0 or len(best1.index) == 0:
+        return rows.new_empty((0, 2)), best0.value.new_empty(0)
+    mutual = best1.index[best0.index] == rows
+    return torch.stack([rows[mutual], best0.index[mutual]], dim=1), best0.value[mutual]
+
+
+def nearest(descriptors0: Tensor, descriptors1: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    """Find for each descriptor of set 0 its nearest in set 1 by dot product.
+
+    Arguments as in `mutual_nearest`. Returns `index` (N,) int64 into set 1 and `similarity` (N,); where set 1
+    is empty, index -1 and similarity -inf.
+    """
+    best0, _ = _search(descriptors0, descriptors1, block=block, both=False)
+    return best0.index, best0.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The largest similarity met so far and where it was met; -1 before the first."""
+
+    value: Tensor
+    index: Tensor
+
+    @classmethod
+    def none_yet(cls, count: int, like: Tensor) -> _Best:
+        return cls(
+            like.new_full((count,), -torch.inf),
+            torch.full((count,), -1, dtype=torch.int64, device=like.device),
+        )
+
+    def update(self, part: slice, value: Tensor, index: Tensor) -> None:
+        """Take over what is strictly larger: tiles ascend, so the lowest index keeps a tie."""
+        better = value > self.value[part]
+        self.value[part] = torch.where(better, value, self.value[part])
+        self.index[part] = torch.where(better, index, self.index[part])
+
+
+@torch.no_grad()
+def _search(
+    descriptors0: Tensor, descriptors1: Tensor, *, block: int | None, both: bool
+) -> tuple[_Best, _Best]:
+    _check(descriptors0, descriptors1, block)
+    best0 = _Best.none_yet(len(descriptors0), descriptors0)
+    best1 = _Best.none_yet(len(descriptors1) if both else 0, descriptors0)
+    kind = descriptors0.device.type
+    rows_per_tile = block or _BLOCK_ROWS.get(kind, 8192)
+    columns_per_tile = block or _BLOCK_COLUMNS.get(kind, 8192)
+    native = kind == "cpu" and load_extension().serves(kind)
+    descriptors0, descriptors1 = descriptors0.contiguous(), descriptors1.contiguous()
+    for rows in _slices(len(descriptors0), rows_per_tile):
+        for columns in _slices(len(descriptors1), columns_per_tile):
+            tile = matmul_nt(descriptors0[rows], descriptors1[columns])
+            if native:
+                torch.ops.matchlib_native.nearest_update(
+                    *(tile, rows.start, columns.start, best0.value, best0.index, best1.value, best1.index)
+                )
+                continue
+            value, index = _row_maxima(tile)
+            best0.update(rows, value, index + columns.start)
+            if both:
+                _update_columns(best1, columns, tile, rows.start)
+    return best0, best1
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    """Ranges of nearly equal length, at most `size` each: a thin last tile would waste a whole pass."""
+    tiles = max(1, -(-count // size))
+    for tile in range(tiles if count else 0):
+        yield slice(count * tile // tiles, count * (tile + 1) // tiles)
+
+
+def _row_maxima(tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value of each row and the first column that has it."""
+    if tile.device.type != "cpu":
+        value, index = tile.max(dim=1)  # documented to give the first maximum
+        return value, index
+    # NumPy's argmax runs along rows with SIMD and also gives the first maximum: ten times
+    # faster than torch's.
+    index = torch.from_numpy(tile.numpy().argmax(axis=1))
+    return tile.gather(1, index[:, None])[:, 0], index
+
+
+def _update_columns(best: _Best, columns: slice, tile: Tensor, first_row: int) -> None:
+    """Let the tile's columns compete with what the tiles above gave."""
+    if tile.device.type != "cpu":
+        value, index = tile.max(dim=0)
+        best.update(columns, value, index + first_row)
+        return
+    # Neither library has a fast argmax down the columns, but a maximum without index is cheap. So: maxima of
+    # groups of rows, the first best group of the columns that improve, the first best row inside that group.
+    group_maxima = _group_maxima(tile)
+    value = group_maxima.amax(dim=0)
+    better = (value > best.value[columns]).nonzero()[:, 0]
+    group = torch.from_numpy(group_maxima[:, better].T.contiguous().numpy().argmax(axis=1))
+    row = group[:, None] * _GROUP + torch.arange(_GROUP)
+    inside = tile[row.clamp_max(len(tile) - 1), better[:, None]]
+    row = group * _GROUP + torch.from_numpy(inside.numpy().argmax(axis=1))
+    best.value[columns][better] = value[better]
+    best.index[columns][better] = row + first_row
+
+
+def _group_maxima(tile: Tensor) -> Tensor:
+    """Column maxima of every 16 rows; the last group may be shorter."""
+    whole = len(tile) // _GROUP * _GROUP
+    maxima = [tile[:whole].view(-1, _GROUP, tile.shape[1]).amax(dim=1)] if whole else []
+    if whole < len(tile):
+        maxima.append(tile[whole:].amax(dim=0, keepdim=True))
+    return torch.cat(maxima)
+
+
+def _check(descriptors0: Tensor, descriptors1: Tensor, block: int | None) -> None:
+    width = check_shape("descriptors0", descriptors0, "N D")["D"]
+    check_shape("descriptors1", descriptors1, f"M {width}")
+    if block is not None and block < 1:
+        raise ShapeError(f"block: expected at least 1, got {block}")
+    if descriptors0.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"descriptors0: expected float32 or float64, got {descriptors0.dtype}")
+    if (descriptors1.dtype, descriptors1.device) != (descriptors0.dtype, descriptors0.device):
+        raise ShapeError(
+            f"descriptors1: expected {descriptors0.dtype} on {descriptors0.device} like descriptors0, "
+            f"got {descriptors1.dtype} on {descriptors1.device}"
+        )
+    for name, descriptors in (("descriptors0", descriptors0), ("descriptors1", descriptors1)):
+        # The extremes are not finite if any value is not, and cost a third of testing every value.
+        if descriptors.numel() and not all(torch.isfinite(extreme) for extreme in descriptors.aminmax()):
+            raise ShapeError(
+                f"{name}: expected finite values, got NaN or infinity; was the network's output checked?"
+            )

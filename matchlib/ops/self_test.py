@@ -1,0 +1,86 @@
+"""Compare a freshly built extension with the reference; run by `build_extension` in a process of its own.
+
+`python -m matchlib.ops.self_test LIBRARY` prints `{"devices": [...], "reason": "..."}`: the devices whose
+kernels ran and agree. It ends with a traceback, and status 1, if one disagrees.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from matchlib.errors import BuildError
+from matchlib.ops import deform_conv_native, nearest
+from matchlib.ops.deform_conv import modulated_deform_conv2d_reference
+from matchlib.ops.extension import ExtensionInfo, load_library
+
+
+def run(library: Path) -> dict[str, object]:
+    """Load and try out `library`. Raises BuildError where a kernel and the reference differ."""
+    try:
+        load_library(library)
+    except OSError as error:
+        return {"devices": [], "reason": f"built, but it does not load: {error}"}
+    devices = ["cpu"]
+    if torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "matchlib_native::deform_im2col", "CUDA"
+    ):
+        devices.append("cuda")
+    loaded = ExtensionInfo("native", "", frozenset(devices))
+    with mock.patch.object(deform_conv_native, "load_extension", lambda: loaded):
+        for device in devices:
+            for dtype in (torch.float32, torch.float64):
+                _check_deform_conv(torch.device(device), dtype)
+    _check_nearest(loaded)
+    return {"devices": devices, "reason": ""}
+
+
+def _check_deform_conv(device: torch.device, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    # 20 channels: neither a multiple of a vector nor of a warp; offsets reach outside the map.
+    arguments = [
+        random(2, 20, 7, 9),
+        4 * random(2, 18, 4, 5),
+        random(2, 9, 4, 5),
+        random(6, 20, 3, 3),
+        random(6),
+    ]
+    tensors = [t.to(device, dtype).requires_grad_() for t in arguments]
+    input, offset, mask, weight, bias = tensors
+    grad_output = random(2, 6, 4, 5).to(device, dtype)
+    results = []
+    for function in (deform_conv_native.modulated_deform_conv2d_op, modulated_deform_conv2d_reference):
+        output = function(input, offset, mask, weight, bias, 2, 1, 1)
+        results.append([output.detach(), *torch.autograd.grad(output, tensors, grad_output)])
+    names = ("output", "grad_input", "grad_offset", "grad_mask", "grad_weight", "grad_bias")
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for name, native, reference in zip(names, *results, strict=True):
+        error = (native - reference).abs().max() / reference.abs().max()
+        if not error < tolerance:
+            raise BuildError(
+                f"deform_conv on {device} in {dtype}: {name} differs from the reference by {error:.1e}"
+            )
+
+
+def _check_nearest(loaded: ExtensionInfo) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Small whole numbers: every product is exact, and ties are frequent.
+    sets = [torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (70, 1100)]
+    found = []
+    for info in (loaded, ExtensionInfo("reference", "")):
+        with mock.patch.object(nearest, "load_extension", lambda info=info: info):
+            found.append(nearest.mutual_nearest(*sets, block=600))
+    if not all(torch.equal(native, reference) for native, reference in zip(*found, strict=True)):
+        raise BuildError("nearest: the native kernel finds other pairs than the reference")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(run(Path(sys.argv[1]))) + "\n")
