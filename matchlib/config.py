@@ -159,6 +159,8 @@ class Workflow:
         of a root that is used in place. None: they are found after unpacking.
         """
         settings, source = self.config.datasets[dataset], self.sources[dataset]
+        if FORMATS.get(self.format_of(dataset)).read_scene is None:
+            return {"train": (), "validation": ()}
         if source.scenes is not None:
             return select_scenes(source, source.scenes, None, settings.validation_scenes)
         if settings.root is not None:

@@ -45,6 +45,13 @@ def json_of(value):
     return "null" if value is None else json.dumps(dump_typed(value), sort_keys=True)
 
 
+# Made once: a thousand scenes share them.
+MATCH_SET_SETTINGS = {
+    name: json_of(dataset.match_sets) for name, dataset in CFG.datasets.items()
+}
+FORMATS = {name: W.format_of(name) for name in CFG.datasets}
+
+
 # ---------------------------------------------------------------- data
 def mirror_needed_by(wildcards):
     """The demo world, for archives that lie in it."""
@@ -82,7 +89,7 @@ def scenes_of(dataset):
     """Training and validation scenes; asks the checkpoint where they are found only after unpacking."""
     scenes = STATIC_SCENES[dataset]
     if scenes is None:
-        index = checkpoints.index_dataset.get(dataset=dataset).output.index
+        index = checkpoints.find_scenes.get(dataset=dataset).output.index
         scenes = json.loads(Path(index).read_text())
     return [*scenes["train"], *scenes["validation"]]
 

@@ -37,7 +37,7 @@ rule unpack_dataset:
         "../workflow_scripts/unpack_dataset.py"
 
 
-checkpoint index_dataset:
+rule index_dataset:
     """Where a dataset lies and which scenes it has."""
     input:
         unpacked=lambda wildcards: unpacked(wildcards.dataset),
@@ -45,9 +45,33 @@ checkpoint index_dataset:
         index="results/datasets/{dataset}.json",
     log:
         "logs/datasets/{dataset}.log",
+    wildcard_constraints:
+        dataset=alternatives(
+            name for name, scenes in STATIC_SCENES.items() if scenes is not None
+        ),
     params:
         config=lambda wildcards: json_of(CFG.datasets[wildcards.dataset]),
         source=lambda wildcards: W.source_path(wildcards.dataset),
+    script:
+        "../workflow_scripts/index_dataset.py"
+
+
+# The same where scenes are found only after unpacking. A checkpoint, even a finished one, makes Snakemake evaluate the
+# whole graph twice, so datasets whose scenes are known before do without.
+checkpoint find_scenes:
+    input:
+        unpacked=rules.index_dataset.input.unpacked,
+    output:
+        index="results/datasets/{dataset}.json",
+    log:
+        "logs/datasets/{dataset}.log",
+    wildcard_constraints:
+        dataset=alternatives(
+            name for name, scenes in STATIC_SCENES.items() if scenes is None
+        ),
+    params:
+        config=rules.index_dataset.params.config,
+        source=rules.index_dataset.params.source,
     script:
         "../workflow_scripts/index_dataset.py"
 

@@ -19,7 +19,7 @@ rule extract_features:
         settings=lambda wildcards: json.dumps(
             dict(LABELS[wildcards.label].settings), sort_keys=True
         ),
-        format=lambda wildcards: W.format_of(wildcards.dataset),
+        format=lambda wildcards: FORMATS[wildcards.dataset],
         revision=REVISIONS["features"],
     script:
         "../workflow_scripts/extract_features.py"

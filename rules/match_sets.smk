@@ -9,9 +9,9 @@ rule match_set:
     resources:
         mem_mb=1500,
     params:
-        config=lambda wildcards: json_of(CFG.datasets[wildcards.dataset].match_sets),
+        config=lambda wildcards: MATCH_SET_SETTINGS[wildcards.dataset],
         scene=lambda wildcards: wildcards.match_set.removesuffix(match_set_folder("")),
-        format=lambda wildcards: W.format_of(wildcards.dataset),
+        format=lambda wildcards: FORMATS[wildcards.dataset],
         seed=0,
         revision=REVISIONS["match_sets"],
         regenerate=REGENERATE,
