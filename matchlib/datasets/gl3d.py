@@ -7,7 +7,8 @@ readers of `lzx551402/GL3D`.
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -206,21 +207,22 @@ def scan_corr(path: Path) -> CorrIndex:
     Raises DataError naming the byte offset at which the file is cut or holds something else.
     """
     headers: list[tuple[int, int, int, int]] = []
-    with _mapped(path) as data:
-        at, end = 0, len(data)
+    # Single reads, not a memory map: the headers touch most pages, which would count as this process's memory.
+    with _opened(path) as file:
+        at, end = 0, os.fstat(file).st_size
         while at < end:
             if end - at < _HEADER.size:
                 raise DataError(
                     f"{path}: byte {at}: expected a record header of {_HEADER.size} bytes, got {end - at}; "
                     f"the file is cut, fetch it anew"
                 )
-            index0, index1, count = _HEADER.unpack_from(data, at)
+            index0, index1, count = _HEADER.unpack(os.pread(file, _HEADER.size, at))
             at += _HEADER.size
             if count * CORR_COLUMNS * 4 > end - at:
                 raise DataError(
-                    f"{path}: byte {at}: record {len(headers)} (images {index0} and {index1}) announces "
-                    f"{count} correspondences, {count * CORR_COLUMNS * 4} bytes, but {end - at} are left; "
-                    f"the file is cut or not a corr.bin, fetch it anew"
+                    f"{path}: byte {at}: record {len(headers)} (images {index0} and {index1}) announces {count} "
+                    f"correspondences, {count * CORR_COLUMNS * 4} bytes, but {end - at} are left; the file is cut or "
+                    f"not a corr.bin, fetch it anew"
                 )
             headers.append((index0, index1, count, at))
             at += count * CORR_COLUMNS * 4
@@ -255,26 +257,17 @@ def write_corr(path: Path, records: Iterable[CorrRecord]) -> None:
             stream.write(np.ascontiguousarray(record.rows, dtype="<f4").tobytes())
 
 
-class _mapped:
-    """A file's bytes, mapped into memory; an empty file is empty bytes (which cannot be mapped)."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> mmap.mmap | bytes:
-        try:
-            with open(self._path, "rb") as stream:
-                empty = stream.seek(0, 2) == 0
-                self._data: mmap.mmap | bytes = (
-                    b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                )
-        except OSError as error:
-            raise DataError(f"{self._path}: cannot be read ({error.strerror})") from error
-        return self._data
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self._data, mmap.mmap):
-            self._data.close()
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file descriptor for reading."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 # ---------------------------------------------------------------- scenes and lists
