@@ -144,6 +144,40 @@ def _plan(options: argparse.Namespace) -> None:
     print(render_plan(sources, rows), end="")
 
 
+def _download(options: argparse.Namespace) -> None:
+    from matchlib.downloads.config import read_source
+    from matchlib.downloads.dataset import download_archive, unpack_dataset
+
+    source = read_source(options.source)
+    archives = options.data / "archives" / source.name
+    for archive in source.archives:
+        download_archive(source, archive.name, archives / archive.name)
+    unpack_dataset(source, archives, options.data / source.name)
+    print(options.data / source.name)
+
+
+def _export_npz(options: argparse.Namespace) -> None:
+    from matchlib.features.npz import export_npz
+    from matchlib.features.store import FeatureReader
+
+    with FeatureReader(options.features) as reader:
+        print(f"{options.out}: {export_npz(reader, options.out)} files")
+
+
+def _export_match_sets(options: argparse.Namespace) -> None:
+    from matchlib.match_sets.tfmatch_files import export_match_sets
+
+    print(f"{options.out}: {export_match_sets(options.folder, options.out)} files")
+
+
+def _import_match_sets(options: argparse.Namespace) -> None:
+    from matchlib.match_sets.tfmatch_files import import_match_sets
+
+    paths = sorted(options.folder.glob("*.match_set"))
+    import_match_sets(paths, options.out, first_global_index=options.first_global_index)
+    print(f"{options.out}: {len(paths)} pairs")
+
+
 def _match_set(options: argparse.Namespace) -> None:
     from matchlib.match_sets.build import build_match_set
     from matchlib.match_sets.config import MatchSetConfig
@@ -260,6 +294,19 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="of the match set, e.g. min_rotation_deg=0"
     )
+    one = verb("export-match-sets", _export_match_sets, "A match set as TFMatch's files, one per pair.")
+    one.add_argument("folder", type=Path, help="finished match set of one scene")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one = verb("import-match-sets", _import_match_sets, "TFMatch's files of one scene as a match set.")
+    one.add_argument("folder", type=Path, help="folder with *.match_set")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one.add_argument("--first-global-index", type=int, default=0, help="of the scene, in image_index_offset.txt")
+    one = verb("export-npz", _export_npz, "A features file as one npz per image.")
+    one.add_argument("features", type=Path, metavar="FILE.h5")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one = verb("download", _download, "Fetch and unpack one dataset; resumes what was interrupted.")
+    one.add_argument("source", type=Path, help="its description, e.g. config/datasets/hpatches.yaml")
+    one.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     one = verb("plan", _plan, "What would be downloaded for a configuration: files, sizes, hosts, licences.")
     one.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), metavar="FILE")
     one = verb(
