@@ -300,7 +300,9 @@ def build_parser() -> argparse.ArgumentParser:
     one = verb("import-match-sets", _import_match_sets, "TFMatch's files of one scene as a match set.")
     one.add_argument("folder", type=Path, help="folder with *.match_set")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
-    one.add_argument("--first-global-index", type=int, default=0, help="of the scene, in image_index_offset.txt")
+    one.add_argument(
+        "--first-global-index", type=int, default=0, help="of the scene, in image_index_offset.txt"
+    )
     one = verb("export-npz", _export_npz, "A features file as one npz per image.")
     one.add_argument("features", type=Path, metavar="FILE.h5")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -52,7 +52,10 @@ def homography_table(results: Sequence[HomographyResult]) -> Table:
     ]
     correct = [Column(name=f"≤ {t} px", group="share of pairs", best="highest") for t in HOMOGRAPHY_PX]
     area = [Column(name=f"@{t} px", group="AUC of corner error", best="highest") for t in HEADLINE_PX]
-    counts = [Column(name="matches", decimals=0), Column(name="failed", help="pairs without a homography")]
+    counts = [
+        Column(name="matches", decimals=0),
+        Column(name="failed", help="pairs without a homography", decimals=0),
+    ]
     return Table(
         columns=[Column(name="method"), *correct, *area, *counts],
         rows=rows,

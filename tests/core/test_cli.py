@@ -149,6 +149,9 @@ def test_weights_and_their_story_stay_together(tmp_path: Path) -> None:
     save_weights(path, build(ASLFeatConfig(), "base", 0).state_dict(), about={"seed": 0})
     assert read_about(path) == {"seed": 0}
     features = matchlib.extract(
-        skimage.data.astronaut()[:96, :96], "aslfeat", weights=path, settings={"inference": {"max_keypoints": 9}}
+        skimage.data.astronaut()[:96, :96],
+        "aslfeat",
+        weights=path,
+        settings={"inference": {"max_keypoints": 9}},
     )
     assert len(features) == 9 and json.dumps(features.image_size) == "[96, 96]"
