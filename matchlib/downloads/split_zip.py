@@ -111,7 +111,7 @@ def _read_end64(paths: Sequence[Path], locator: bytes) -> _End:
     # The record stands directly before the locator, hence on the last part, also where only that one is here.
     path = paths[disk] if disk < len(paths) else paths[-1]
     with open(path, "rb") as stream:
-        stream.seek(offset)
+        stream.seek(min(offset, path.stat().st_size))  # a damaged offset may be more than a file can have
         data = stream.read(_END64.size)
     if len(data) < _END64.size or data[:4] != b"PK\x06\x06":
         raise DataError(f"{path}: expected a zip64 end record at byte {offset}; the file is damaged")

@@ -73,7 +73,7 @@ def modulated_deform_conv2d_reference(
 ) -> Tensor:
     """Sample every tap of every output position, then one matrix product. All tensors of one dtype."""
     y, x = _positions(offset, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    index, factor = _corners(y, x, input.shape[2], input.shape[3])
+    index, factor, _ = _corners(y, x, input.shape[2], input.shape[3])
     columns = input.new_zeros(())
     for corner in range(4):
         flat = index[..., corner].flatten(1)[:, None].expand(-1, input.shape[1], -1)
@@ -96,16 +96,76 @@ def modulated_deform_conv2d_portable(
     """As the reference, several times faster: pixels are rows of a table, a tap sums four weighted rows."""
     y, x = _positions(offset, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
     batch, channels, height, width = input.shape
-    index, factor = _corners(y, x, height, width)
+    index, factor, _ = _corners(y, x, height, width)
     index = index + (torch.arange(batch, device=input.device) * (height * width)).view(-1, 1, 1, 1, 1)
     columns = F.embedding_bag(
-        index.permute(0, 2, 3, 1, 4).reshape(-1, 4),
+        _corner_rows(index),
         input.permute(0, 2, 3, 1).reshape(-1, channels),
-        per_sample_weights=(factor * mask[..., None]).permute(0, 2, 3, 1, 4).reshape(-1, 4),
+        per_sample_weights=_corner_rows(factor * mask[..., None]),
         mode="sum",
     )
     rows = columns.view(batch, y.shape[2], y.shape[3], y.shape[1] * channels)
     return F.linear(rows, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def portable_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `modulated_deform_conv2d_portable` in input, offset, mask and weight.
+
+    Written out, because the kernel of an operator runs below autograd, which records nothing there.
+    """
+    (batch, channels, height, width), (outputs, _, *kernel) = input.shape, weight.shape
+    y, x = _positions(offset, (kernel[0], kernel[1]), stride, padding, dilation)
+    index, factor, missing = _corners(y, x, height, width)
+    index = index + (torch.arange(batch, device=input.device) * (height * width)).view(-1, 1, 1, 1, 1)
+    index_R4, factor_R4 = _corner_rows(index), _corner_rows(factor)
+    slope_y_R4, slope_x_R4 = (_corner_rows(slope) for slope in _corner_slopes(y, x, missing))
+    scaled_R4 = _corner_rows(factor * mask[..., None])
+    pixels_PC = input.permute(0, 2, 3, 1).reshape(-1, channels)
+    grad_rows = grad_output.permute(0, 2, 3, 1).reshape(-1, outputs)
+    grad_columns_RC = (grad_rows @ weight.permute(0, 2, 3, 1).flatten(1)).view(-1, channels)
+    columns_RC = F.embedding_bag(index_R4, pixels_PC, per_sample_weights=scaled_R4, mode="sum")
+    grad_taps = grad_rows.T @ columns_RC.view(len(grad_rows), -1)
+    grad_pixels_PC = torch.zeros_like(pixels_PC)
+    dots = []
+    for corner in range(4):
+        at = index_R4[:, corner]
+        dots.append((pixels_PC[at] * grad_columns_RC).sum(1))
+        grad_pixels_PC.index_add_(0, at, scaled_R4[:, corner, None] * grad_columns_RC)
+    dots_R4 = torch.stack(dots, dim=1)
+
+    def per_tap(corners_R4: Tensor) -> Tensor:
+        total = (corners_R4 * dots_R4).sum(1)
+        return total.view(batch, *offset.shape[2:], -1).permute(0, 3, 1, 2)
+
+    grad_offset = torch.stack([per_tap(slope_y_R4) * mask, per_tap(slope_x_R4) * mask], dim=2)
+    return (
+        grad_pixels_PC.view(batch, height, width, channels).permute(0, 3, 1, 2),
+        grad_offset.flatten(1, 2),
+        per_tap(factor_R4),
+        grad_taps.view(outputs, *kernel, channels).permute(0, 3, 1, 2),
+    )
+
+
+def _corner_rows(corners: Tensor) -> Tensor:
+    """(B, K, Ho, Wo, 4) as one row per image, position and tap: (B Ho Wo K, 4)."""
+    return corners.permute(0, 2, 3, 1, 4).reshape(-1, 4)
+
+
+def _corner_slopes(y: Tensor, x: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives in y and x of the bilinear weights of `_corners`, both (..., 4); 0 where the pixel is missing."""
+    down, right = (y - y.floor())[..., None], (x - x.floor())[..., None]
+    along_y = torch.cat([right - 1, -right, 1 - right, right], dim=-1)
+    along_x = torch.cat([down - 1, 1 - down, -down, down], dim=-1)
+    return along_y.masked_fill(missing, 0), along_x.masked_fill(missing, 0)
 
 
 def _positions(
@@ -124,10 +184,11 @@ def _positions(
     return y, x
 
 
-def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each position and their bilinear weights, both (..., 4).
+def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The four pixels around each position, their bilinear weights, and which are missing, all (..., 4).
 
-    Pixels are numbered row by row. One outside the map has weight 0 and the number of some pixel inside.
+    Pixels are numbered row by row. One outside the map is missing: it has weight 0 and the number of some pixel
+    inside.
     """
     outside = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
     y, x = (
@@ -143,7 +204,7 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
     column = torch.stack([x0, x0 + 1, x0, x0 + 1], dim=-1)
     missing = (row < 0) | (row >= height) | (column < 0) | (column >= width) | outside[..., None]
     index = row.nan_to_num().clamp(0, height - 1) * width + column.nan_to_num().clamp(0, width - 1)
-    return index.long(), factor.masked_fill(missing, 0)
+    return index.long(), factor.masked_fill(missing, 0), missing
 
 
 def _choose(backend: Backend, device: torch.device) -> Convolve:

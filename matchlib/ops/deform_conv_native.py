@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matchlib.ops.deform_conv import modulated_deform_conv2d_portable
+from matchlib.ops.deform_conv import modulated_deform_conv2d_portable, portable_backward
 from matchlib.ops.extension import load_extension
 from matchlib.ops.matmul import matmul_nt
 
@@ -119,13 +119,8 @@ def _portable_backward(
     padding: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    input, offset, mask, weight = (t.detach().requires_grad_() for t in (input, offset, mask, weight))
-    with torch.enable_grad():
-        output = modulated_deform_conv2d_portable(
-            input, offset, mask, weight, None, stride, padding, dilation
-        )
-    grad_input, grad_offset, grad_mask, grad_weight = torch.autograd.grad(
-        output, (input, offset, mask, weight), grad_output
+    grad_input, grad_offset, grad_mask, grad_weight = portable_backward(
+        grad_output, input, offset, mask, weight, stride, padding, dilation
     )
     return (
         _channels_last(grad_input),

@@ -36,6 +36,14 @@ def use_native(native_extension: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deform_conv_native, "load_extension", lambda: info)
 
 
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without compiler, whatever extension lies in the working directory."""
+    info = ExtensionInfo("reference", "switched off by the test")
+    monkeypatch.setattr("matchlib.ops.extension.load_extension", lambda: info)
+    monkeypatch.setattr(deform_conv_native, "load_extension", lambda: info)
+
+
 def problem(
     *,
     batch: int = 2,
@@ -211,13 +219,28 @@ def test_results_do_not_depend_on_the_number_of_threads(use_native: None) -> Non
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("integers", [{}, {"stride": 2}, {"dilation": 2, "padding": 2}])
+def test_without_the_extension_the_operator_has_the_gradients_of_the_reference(
+    without_native: None, integers: dict[str, int]
+) -> None:
+    arguments = tuple(integers.get(name, 1) for name in ("stride", "padding", "dilation"))
+    tensors = [tensor.requires_grad_() for tensor in problem(reach=3.0, **integers)]
+    outputs = [
+        modulated_deform_conv2d_reference(*tensors, *arguments),
+        deform_conv_native.modulated_deform_conv2d_op(*tensors, *arguments),
+    ]
+    torch.testing.assert_close(*outputs)
+    ahead = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected, found = (torch.autograd.grad(output, tensors, ahead) for output in outputs)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_the_operator_keeps_torch_library_rules(
     request: pytest.FixtureRequest, native: bool, with_bias: bool
 ) -> None:
-    if native:
-        request.getfixturevalue("use_native")
+    request.getfixturevalue("use_native" if native else "without_native")
     *tensors, bias = (tensor.requires_grad_() for tensor in problem(reach=2.0))
     arguments = (*tensors, bias if with_bias else None, 1, 1, 1)
     torch.library.opcheck(deform_conv_native.modulated_deform_conv2d_op, arguments)
