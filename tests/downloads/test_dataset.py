@@ -235,16 +235,10 @@ def test_each_description_is_readable_and_complete(name):
 
 
 @pytest.mark.parametrize("name", ["gl3d", "blendedmvs", "blendedmvs_plus", "blendedmvs_plusplus"])
-def test_the_forty_test_scenes_of_gl3d_are_kept_out(name):
+def test_the_forty_test_scenes_of_gl3d_are_kept_out(name, shared_data):
     excluded = read_source(DESCRIPTIONS / f"{name}.yaml").exclude_scenes
-    shared = Path(
-        os.environ.get("MATCHLIB_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-    )
-    published = shared / "gl3d_lists" / "imageset_test.txt"
     assert len(set(excluded)) == 40
-    if not published.is_file():
-        pytest.skip(f"{published} is not there, so only the number of scenes was checked")
-    assert set(excluded) == set(published.read_text().split())
+    assert set(excluded) == set((shared_data("gl3d_lists") / "imageset_test.txt").read_text().split())
 
 
 def test_names_and_sizes_of_split_archives():

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,11 +230,10 @@ BASELINE = {
 }
 
 
-def test_sift_on_real_sequences_agrees_with_the_baseline(tmp_path: Path) -> None:
-    default = Path(__file__).parents[3] / "shared" / "data"
-    root = Path(os.environ.get("MATCHLIB_SHARED_DATA", default)) / "hpatches"
-    if not root.is_dir():
-        pytest.skip(f"real sequences are not here ({root}); set MATCHLIB_SHARED_DATA")
+def test_sift_on_real_sequences_agrees_with_the_baseline(
+    tmp_path: Path, shared_data: Callable[[str], Path]
+) -> None:
+    root = shared_data("hpatches")
     extractor = build_sift(SiftConfig(max_keypoints=2000), None, "cpu")
     out = tmp_path / "sift.h5"
     extract_features(root, image_set(root), extractor=extractor, out=out, show_progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,15 @@ delf-new            4590.00 1940.29 2031.87 1855.25 357 5668
 """
 
 
-def published_folder() -> Path:
-    default = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("MATCHLIB_SHARED_DATA", default)) / "hpatches_cache"
-    if not folder.is_dir():
-        pytest.skip(f"published result files are not here ({folder}); set MATCHLIB_SHARED_DATA")
-    return folder
+@pytest.fixture
+def published_folder(shared_data: Callable[[str], Path]) -> Path:
+    return shared_data("hpatches_cache")
 
 
 @pytest.mark.parametrize("line", PUBLISHED.strip().splitlines(), ids=lambda line: "-".join(line.split()[:2]))
-def test_published_curves_are_reproduced(line: str) -> None:
+def test_published_curves_are_reproduced(line: str, published_folder: Path) -> None:
     method, split, *numbers = line.split()
-    result = read_published_cache(published_folder() / f"{method}.npy")
+    result = read_published_cache(published_folder / f"{method}.npy")
     expected = np.array(numbers, dtype=float)
     assert result.label == method
     np.testing.assert_allclose(result.mma(split)[:10], expected[:10], rtol=0, atol=0.51e-4)  # type: ignore[arg-type]
@@ -72,9 +70,9 @@ def test_published_curves_are_reproduced(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", COUNTS.strip().splitlines(), ids=lambda line: line.split()[0])
-def test_published_counts_are_reproduced(line: str) -> None:
+def test_published_counts_are_reproduced(line: str, published_folder: Path) -> None:
     method, *numbers = line.split()
-    result = read_published_cache(published_folder() / f"{method}.npy")
+    result = read_published_cache(published_folder / f"{method}.npy")
     found = [result.mean_features(), *(result.mean_matches(split) for split in SPLITS)]
     assert [f"{value:.2f}" for value in found] == numbers[:4]
     assert [result.pair_matches.min(), result.pair_matches.max()] == [int(n) for n in numbers[4:]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,17 +173,3 @@ def build_plane(plane_scene: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / out
 
     return build
-
-
-@pytest.fixture
-def shared_data() -> Callable[[str], Path]:
-    """Folder of real sample data by name; skips where it is absent."""
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    root = Path(os.environ.get("MATCHLIB_SHARED_DATA", default))
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            pytest.skip(f"real sample data not found: {root / name} (set MATCHLIB_SHARED_DATA)")
-        return root / name
-
-    return folder

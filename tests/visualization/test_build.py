@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import os
 from pathlib import Path
 
 import numpy as np
@@ -211,9 +210,5 @@ def test_large_training_pictures_become_small_jpegs(run, tmp_path: Path):
 
 
 @pytest.fixture
-def shared_cache() -> Path:
-    data = Path(os.environ.get("MATCHLIB_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    cache = data / "hpatches_cache"
-    if not cache.is_dir():
-        pytest.skip(f"published results not found at {cache}; set MATCHLIB_SHARED_DATA")
-    return cache
+def shared_cache(shared_data) -> Path:
+    return shared_data("hpatches_cache")

@@ -1,3 +1,5 @@
+"""What all tests share."""
+
 from __future__ import annotations
 
 import os
@@ -9,8 +11,8 @@ import pytest
 
 @pytest.fixture
 def shared_data() -> Callable[[str], Path]:
-    """Folder of real sample data by name; skips where it is absent."""
-    default = Path(__file__).parents[2].parent / "shared" / "data"
+    """Folder of real sample data by name, below $MATCHLIB_SHARED_DATA or ../shared/data; skips where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
     root = Path(os.environ.get("MATCHLIB_SHARED_DATA", default))
 
     def folder(name: str) -> Path:
