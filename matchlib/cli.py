@@ -201,14 +201,16 @@ def _build_extension(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from matchlib.completion import verify_folder
+    from matchlib.completion import MARKER, verify_folder
 
-    faults = [fault for folder in options.folders for fault in verify_folder(folder)]
+    found = {folder: verify_folder(folder) for folder in options.folders}
+    faults = [fault for folder_faults in found.values() for fault in folder_faults]
     for fault in faults:
         print(fault)
-    print(
-        f"{len(options.folders)} folders, {len(faults)} faults" + ("; run the graph again" if faults else "")
-    )
+    print(f"{len(found)} folders, {len(faults)} faults")
+    if faults:
+        markers = " ".join(str(folder / MARKER) for folder, folder_faults in found.items() if folder_faults)
+        print(f"to make them again: snakemake --cores N {markers}")
     return 1 if faults else 0
 
 

@@ -186,8 +186,9 @@ def require_complete(folder: Path, *, hint: str = "") -> Marker:
 def verify_folder(folder: Path) -> list[str]:
     """Check every file of a finished folder against its marker.
 
-    Returns one line per fault (empty: all is well). A marker that lies is removed, so that the next run of the
-    graph makes the folder again. Raises DataError if the folder is not finished.
+    Returns one line per fault (empty: all is well). A marker that lies is removed: readers then refuse the folder,
+    and Snakemake makes it again when asked for it (results made from it before stay valid). Raises DataError if the
+    folder is not finished.
     """
     marker = require_complete(folder, hint="nothing to verify")
     faults = []

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from matchlib.config import load_workflow, match_set_folder
@@ -104,6 +105,12 @@ def match_sets_of(datasets):
 
 
 # ---------------------------------------------------------------- training and evaluation
+def run_settings(run, stage):
+    """Settings of a run with this stage's only: a changed setting of stage 2 leaves stage 1 alone."""
+    settings = CFG.runs[run]
+    return json_of(replace(settings, stages={stage: settings.stages[stage]}))
+
+
 def initial_weights_of(wildcards):
     """Weights that a stage starts from: those of the stage before it, or none."""
     before = W.stage_spec(wildcards.run, wildcards.stage).init_from

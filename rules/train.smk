@@ -9,7 +9,7 @@ rule training_job:
     log:
         "logs/train/{run}/{stage}.job.log",
     params:
-        run=lambda wildcards: json_of(CFG.runs[wildcards.run]),
+        run=lambda wildcards: run_settings(wildcards.run, wildcards.stage),
         filters=lambda wildcards: [
             json_of(CFG.datasets[name].match_sets)
             for name in CFG.runs[wildcards.run].train_on

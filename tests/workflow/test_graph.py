@@ -63,7 +63,7 @@ def test_a_changed_setting_of_stage_two_leaves_stage_one_alone(finished: tuple[P
     assert not trained
 
 
-def test_verify_finds_a_deleted_file_and_the_graph_makes_it_again(finished: tuple[Path, Path]) -> None:
+def test_what_verify_finds_missing_is_made_again_and_nothing_else(finished: tuple[Path, Path]) -> None:
     folder, path = finished
     place = next(folder.glob("results/match_sets/gl3d/*.set"))
     records = place / "records.f32"
@@ -73,8 +73,12 @@ def test_verify_finds_a_deleted_file_and_the_graph_makes_it_again(finished: tupl
         ["matchlib", "verify", str(place)], capture_output=True, text=True, env=environment(), check=False
     )
     assert done.returncode == 1 and "records.f32: missing" in done.stdout
-    snakemake(folder, path)
+    marker = done.stdout.split()[-1]
+    assert marker == str(place / ".complete")
+    snakemake(folder, path, str(Path(marker).relative_to(folder)))
     assert records.read_bytes() == before
+    again = snakemake(folder, path)
+    assert "Nothing to be done" in again.stdout + again.stderr  # equal content: nothing is trained anew
 
 
 def kill_at_random(folder: Path, path: Path, after_s: float) -> bool:
