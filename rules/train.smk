@@ -11,8 +11,7 @@ rule training_job:
     params:
         run=lambda wildcards: run_settings(wildcards.run, wildcards.stage),
         filters=lambda wildcards: [
-            json_of(CFG.datasets[name].match_sets)
-            for name in CFG.runs[wildcards.run].train_on
+            MATCH_SET_SETTINGS[name] for name in CFG.runs[wildcards.run].train_on
         ],
         initial=initial_weights_of,
     script:
