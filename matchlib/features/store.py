@@ -9,7 +9,9 @@ Beyond hloc's layout:
   and, written last, `complete`: a digest of all of it, by which evaluations cite the file;
 - group attributes `image_digest` (of the image file) and, written last, `complete`: a digest of the arrays.
 An unfinished file lives in `<name>.work/` and is renamed when finished. A resumed run keeps exactly those
-images whose arrays still have the digest that `complete` states.
+images whose arrays still have the digest that `complete` states. HDF5 itself is not crash-safe: a kill in the
+middle of a flush can damage the unfinished file, which is then started again with a warning (work is lost,
+never a wrong result).
 """
 
 from __future__ import annotations
