@@ -85,12 +85,15 @@ class DatasetFormat:
     gives:       kinds of supervision; `depth_pose` implies `pose`
     list_scenes: "module:function" with (root: Path, split: str) -> tuple[str, ...]
     read_scene:  "module:function" with (root: Path, scene: str) -> Scene; None for formats without scenes
+    list_images: "module:function" with (root: Path, split: str) -> tuple[str, ...], paths relative to `root`
+                 of single photographs, sorted; None for formats that are not folders of photographs
     """
 
     name: str
     gives: frozenset[str]
     list_scenes: str
     read_scene: str | None = None
+    list_images: str | None = None
 
 
 FORMATS: Registry[DatasetFormat] = Registry("dataset format", "matchlib.datasets")

@@ -26,8 +26,8 @@ class StageConfig:
     batch_size: int = 2
     """Pairs per step over all GPUs together; a multiple of their number."""
 
-    image_size: int = 480
-    """Training images are resized to image_size x image_size pixels."""
+    image_size: int | tuple[int, int] = 480
+    """Training images are resized to this size in pixels: one number for a square, or [width, height]."""
 
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     """Update rule; sgd uses `momentum`, adam and adamw use `betas`."""
@@ -96,8 +96,9 @@ class StageConfig:
     """Share of unreadable pairs, 0 to 1, above which the run gives up; below, others take their place."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "image_size", "decay_steps", "log_every", "validate_every"):
+        for name in ("steps", "batch_size", "decay_steps", "log_every", "validate_every"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        _check("image_size", self.image_size, "at least 1", min(self.image_width_height) >= 1)
         for name in ("validation_pairs", "checkpoint_every", "max_nonfinite_in_a_row"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("workers", "warmup_steps", "picture_every", "max_nonfinite", "weight_decay"):
@@ -125,11 +126,19 @@ class StageConfig:
                 "early_stop_after", self.early_stop_after, "at least 1 or null", self.early_stop_after >= 1
             )
 
+    @property
+    def image_width_height(self) -> tuple[int, int]:
+        """`image_size` as (width, height)."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
 
 def result_settings(config: StageConfig) -> dict[str, Any]:
     """The settings that the result depends on, as a JSON value, for fingerprints and on resuming."""
     settings = dataclasses.asdict(config)
     settings["betas"] = list(config.betas)
+    if not isinstance(config.image_size, int):
+        settings["image_size"] = list(config.image_size)
     return {name: value for name, value in settings.items() if name not in OPERATIONAL_KEYS}
 
 

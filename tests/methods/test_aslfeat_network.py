@@ -10,7 +10,6 @@ from matchlib.errors import ShapeError
 from matchlib.methods.aslfeat.config import NetworkConfig
 from matchlib.methods.aslfeat.network import (
     ASLFeatNetwork,
-    BatchNorm,
     DeformConv2d,
     StridedConv2d,
     grey_from_rgb,
@@ -99,24 +98,6 @@ def test_two_stride_two_layers_see_the_documented_centres():
     for padding, bias in (("bottom_right", 3), ("centred", 0)):
         layer = centre_tap(StridedConv2d(1, 1, stride2_padding=padding))
         assert layer(layer(columns))[0, 0, 0].tolist() == [4 * o + bias for o in range(4)]
-
-
-def test_batch_norm_agrees_with_torch_and_has_no_parameters():
-    ours, theirs = BatchNorm(3, momentum=0.01), torch.nn.BatchNorm2d(3, momentum=0.01, affine=False)
-    for seed in range(3):
-        x = 2 + torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours.running_var, theirs.running_var)
-    assert not list(ours.parameters())
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
-
-
-def test_the_way_over_processes_is_the_same_function():
-    x = 3 + 2 * torch.randn(2, 4, 6, 6, dtype=torch.float32, generator=torch.Generator().manual_seed(1))
-    plain, summed = BatchNorm(4, momentum=0.1), BatchNorm(4, momentum=0.1)
-    torch.testing.assert_close(summed._normalise_over_processes(x), plain(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(summed.running_mean, plain.running_mean)
-    torch.testing.assert_close(summed.running_var, plain.running_var)
 
 
 def test_deformable_layer_starts_at_half_the_plain_response():

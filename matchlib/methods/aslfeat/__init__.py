@@ -15,5 +15,6 @@ SPECS = (
         },
         trainable="matchlib.methods.aslfeat.training:build",
         extractor="matchlib.methods.aslfeat.inference:build",
+        weights="trained",
     ),
 )

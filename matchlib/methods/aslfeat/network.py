@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from matchlib.errors import check_shape
 from matchlib.methods.aslfeat.config import NetworkConfig, Stride2Padding
+from matchlib.ops.batch_norm import BatchNorm
 from matchlib.ops.deform_conv import modulated_deform_conv2d
-from matchlib.ops.reduce import all_reduce_sum, is_distributed
 
 BATCH_NORM_EPSILON = 1e-5
 STANDARDISATION_EPSILON = 1e-5
@@ -60,7 +60,12 @@ class ASLFeatNetwork(nn.Module):
             self.add_module(name, layer)
         for name in ("conv0", "conv1", "conv2", "conv3", "conv4", "conv5", "conv6_0", "conv6_1"):
             channels = getattr(self, name).weight.shape[0]
-            self.add_module(f"{name}_bn", BatchNorm(channels, momentum=config.batch_norm_momentum))
+            self.add_module(
+                f"{name}_bn",
+                BatchNorm(
+                    channels, momentum=config.batch_norm_momentum, eps=BATCH_NORM_EPSILON, affine=False
+                ),
+            )
 
     def initialise(self, generator: torch.Generator) -> None:
         """Glorot uniform kernels; offsets and amplitudes of deformable layers stay zero."""
@@ -116,47 +121,6 @@ def same_padding(height: int, width: int) -> tuple[int, int, int, int]:
     """
     left, top = width % 2, height % 2
     return left, 1, top, 1
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over (B, H, W) of all processes, without scale and shift.
-
-    Call it once per tower (the batch of first images, then the batch of second images): each normalises with
-    its own statistics, and both enter the running ones, in this order.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, *, momentum: float) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and is_distributed():
-            return self._normalise_over_processes(x)
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            training=self.training,
-            momentum=self.momentum,
-            eps=BATCH_NORM_EPSILON,
-        )
-
-    def _normalise_over_processes(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        count = all_reduce_sum(wide.new_tensor(float(wide[:, 0].numel())))
-        mean = all_reduce_sum(wide.sum((0, 2, 3))) / count
-        centred = wide - mean[:, None, None]
-        var = all_reduce_sum(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            unbiased = var * (count / (count - 1))  # as F.batch_norm stores it
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-        return (centred * torch.rsqrt(var + BATCH_NORM_EPSILON)[:, None, None]).to(x.dtype)
 
 
 class DeformConv2d(nn.Module):

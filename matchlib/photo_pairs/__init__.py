@@ -1,0 +1,1 @@
+"""Training pairs from plain photographs: random homographies, photometric changes, labelled interest points."""
