@@ -36,6 +36,7 @@ localrules:
     train_all,
     extract_all,
     evaluate_hpatches,
+    evaluate_pck,
     evaluate_all,
     report,
     download_archive,

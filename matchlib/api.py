@@ -9,9 +9,10 @@ from typing import Any, cast
 from matchlib.config import method_settings
 from matchlib.datasets.images import read_image
 from matchlib.errors import ConfigError, DataError
+from matchlib.features.dense import DenseDescriber
 from matchlib.features.types import Extractor, Features, Image
 from matchlib.matching.types import Matches
-from matchlib.methods.spec import METHODS
+from matchlib.methods.spec import METHODS, MethodSpec
 from matchlib.registry import load_symbol
 
 
@@ -39,16 +40,69 @@ def build_extractor(
     Raises ConfigError for an unknown method or key and for missing or superfluous weights, DataError for a weights
     file that does not fit.
     """
+    spec, config, path = _checked(method, weights, settings)
+    build = cast(Any, load_symbol(spec.extractor))
+    return cast(Extractor, build(config, path, choose_device(device)))
+
+
+def build_describer(
+    method: str,
+    *,
+    weights: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> DenseDescriber:
+    """Make a method ready to describe any place of an image; arguments and errors as of `build_extractor`.
+
+    Raises ConfigError also for a method without descriptors at every place.
+    """
+    spec, config, path = _checked(method, weights, settings)
+    if spec.dense is None:
+        able = ", ".join(name for name in METHODS.names() if METHODS.get(name).dense is not None)
+        raise ConfigError(f"{method} has no descriptors at every place (methods that do: {able})")
+    build = cast(Any, load_symbol(spec.dense))
+    return cast(DenseDescriber, build(config, path, choose_device(device)))
+
+
+def import_weights(
+    method: str, path: Path | str, out: Path | str, *, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Turn a weights file that another program wrote into one of ours (safetensors), atomically.
+
+    settings: keys of the method's settings that decide its architecture
+    Raises ConfigError for a method that imports none, DataError for a file of another architecture.
+    """
+    from safetensors.torch import save_file
+
+    from matchlib.completion import atomic_path
+
+    spec = METHODS.get(method)
+    if spec.importer is None:
+        able = ", ".join(name for name in METHODS.names() if METHODS.get(name).importer is not None)
+        raise ConfigError(f"{method} imports no weights of other programs (methods that do: {able})")
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such weights file")
+    config = method_settings(spec, settings or {}, f"settings of {method}")
+    state = cast(Any, load_symbol(spec.importer))(config, Path(path))
+    with atomic_path(Path(out)) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+
+
+def _checked(
+    method: str, weights: Path | str | None, settings: Mapping[str, Any] | None
+) -> tuple[MethodSpec, Any, Path | None]:
     spec = METHODS.get(method)
     config = method_settings(spec, settings or {}, f"settings of {method}")
-    if spec.stages and weights is None:
-        raise ConfigError(f"{method} is a trained method: give its weights file (--weights FILE.safetensors)")
-    if not spec.stages and weights is not None:
+    if spec.weights != "none" and weights is None:
+        what = "a trained method: give its weights file (--weights FILE.safetensors)"
+        if spec.weights == "foreign":
+            what = "a third-party method: give the weights file that its authors published (--weights FILE)"
+        raise ConfigError(f"{method} is {what}")
+    if spec.weights == "none" and weights is not None:
         raise ConfigError(f"{method} has no weights, but {weights} was given; leave it out")
     if weights is not None and not Path(weights).is_file():
         raise DataError(f"{weights}: no such weights file")
-    build = cast(Any, load_symbol(spec.extractor))
-    return cast(Extractor, build(config, None if weights is None else Path(weights), choose_device(device)))
+    return spec, config, None if weights is None else Path(weights)
 
 
 def extract(

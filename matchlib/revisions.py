@@ -13,5 +13,7 @@ REVISIONS = {
     "train": 1,
     "features": 1,
     "hpatches": 1,
+    "labels": 1,
+    "pck": 1,
     "report": 1,
 }

@@ -5,21 +5,28 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from matchlib.config import load_workflow, match_set_folder
 from matchlib.errors import ConfigError, DataError
 from matchlib.ops.build import source_files, toolchain_fingerprint
 from matchlib.revisions import REVISIONS
-from matchlib.typed_yaml import dump_typed
+from matchlib.typed_yaml import dump_typed, merged, parse_overrides
+from matchlib.workflow import load_workflow, match_set_folder
 
 CONFIG_FILES = [Path(path) for path in workflow.configfiles]
 REGENERATE = bool(config.pop("regenerate", False))  # --config regenerate=true
+OVERRIDES = str(
+    config.pop("set", "")
+).split()  # --config set="runs.msnet.seed=1 mirror.seed=2"
 
 
 def checked_workflow():
     """The configuration, or its faults, one line each, before anything is planned."""
     where = " + ".join(map(str, CONFIG_FILES))
     try:
-        return load_workflow(config, where=where, folder=CONFIG_FILES[0].parent)
+        return load_workflow(
+            merged(config, parse_overrides(OVERRIDES)),
+            where=where,
+            folder=CONFIG_FILES[0].parent,
+        )
     except (ConfigError, DataError) as error:
         raise WorkflowError(str(error)) from None
 
@@ -30,10 +37,14 @@ HPATCHES = CFG.evaluate_hpatches
 HOMOGRAPHY_PROTOCOLS = (
     [protocol.name for protocol in HPATCHES.homography_protocols] if HPATCHES else []
 )
+PCK = CFG.evaluate_pck
+PCK_PROTOCOLS = {protocol.name: protocol for protocol in PCK.protocols} if PCK else {}
 LABELS = W.candidates()
 STATIC_SCENES = {name: W.static_scenes(name) for name in CFG.datasets}
 DOWNLOADS = W.downloads()
-TRAINING_DATASETS = sorted({name for run in CFG.runs.values() for name in run.train_on})
+TRAINING_DATASETS = sorted(
+    {name for run in CFG.runs.values() for name in run.train_on if W.has_scenes(name)}
+)
 
 
 def alternatives(names):
@@ -47,6 +58,7 @@ def json_of(value):
 
 
 # Made once: a thousand scenes share them.
+DATASET_SETTINGS = {name: json_of(dataset) for name, dataset in CFG.datasets.items()}
 MATCH_SET_SETTINGS = {
     name: json_of(dataset.match_sets) for name, dataset in CFG.datasets.items()
 }
@@ -121,6 +133,31 @@ def initial_weights_of(wildcards):
     )
 
 
+def datasets_of(run, stage):
+    """Datasets that a stage learns from; none for a stage that draws its own pictures."""
+    return () if W.stage_spec(run, stage).needs is None else CFG.runs[run].train_on
+
+
+def label_folders_of(run, stage):
+    """Folder of labels of each dataset of a stage, or None where it learns without labels."""
+    labelled_by = W.stage_spec(run, stage).labels_from
+    return [
+        None if labelled_by is None else W.label_folder(run, labelled_by, dataset)
+        for dataset in datasets_of(run, stage)
+    ]
+
+
+def labels_of(wildcards):
+    """Markers of all shards of labels that a stage learns from."""
+    shards = CFG.runs[wildcards.run].label_shards
+    return [
+        f"{folder}/{shard}/.complete"
+        for folder in label_folders_of(wildcards.run, wildcards.stage)
+        if folder is not None
+        for shard in range(shards)
+    ]
+
+
 def weights_of(wildcards):
     """Weights behind a row of the results table: of a stage, before its first step, the user's own, or none."""
     row = LABELS[wildcards.label]
@@ -149,6 +186,25 @@ def homography_files():
     return [path for pattern in patterns for path in hpatches_files(pattern)]
 
 
+def pck_files(pattern):
+    """One file per PCK protocol and method, in table order; `pattern` holds {dataset}, {protocol}, {label}."""
+    return [
+        pattern.format(dataset=PCK.dataset, protocol=protocol, label=label)
+        for protocol in PCK_PROTOCOLS
+        for label in W.pck_labels()
+    ]
+
+
+def pck_ablation_files():
+    """One file per method of the table of exact against approximate search."""
+    if PCK is None or PCK.ablation is None:
+        return []
+    return [
+        f"results/pck/{PCK.dataset}/{PCK.ablation.protocol}/ablation/{label}.json"
+        for label in PCK.ablation.methods
+    ]
+
+
 def about_this_run():
     """What the report says of data, licences and runs; `group/name` stands under its group."""
     about = {
@@ -162,7 +218,8 @@ def about_this_run():
             f"{stage} ({settings.steps} steps)"
             for stage, settings in run.stages.items()
         )
-        about[f"runs/{name}"] = f"{run.method} on {', '.join(run.train_on)}: {stages}"
+        data = ", ".join(run.train_on) or "pictures of its own"
+        about[f"runs/{name}"] = f"{run.method} on {data}: {stages}"
     return about
 
 
@@ -174,3 +231,6 @@ wildcard_constraints:
     run=alternatives(CFG.runs),
     stage=alternatives({stage for run in CFG.runs.values() for stage in run.stages}),
     label=alternatives(LABELS),
+    protocol=alternatives(PCK_PROTOCOLS),
+    shards=r"\d+",
+    shard=r"\d+",

@@ -42,6 +42,95 @@ rule evaluate_hpatches:
         rules.hpatches_table.output if HPATCHES else [],
 
 
+rule pck_points:
+    """The places that every method is asked about, drawn once for all."""
+    input:
+        index="results/datasets/{dataset}.json",
+    output:
+        points="results/pck/{dataset}/{protocol}/points.h5",
+    log:
+        "logs/pck/{dataset}/{protocol}/points.log",
+    params:
+        protocol=lambda wildcards: json_of(PCK_PROTOCOLS[wildcards.protocol]),
+        revision=REVISIONS["pck"],
+    script:
+        "../workflow_scripts/pck_points.py"
+
+
+rule evaluate_pck_method:
+    """PCK of one method by one protocol."""
+    input:
+        index="results/datasets/{dataset}.json",
+        points="results/pck/{dataset}/{protocol}/points.h5",
+        weights=weights_of,
+        extension=ancient("build/extension/build_info.json"),
+    output:
+        result="results/pck/{dataset}/{protocol}/{label}.json",
+    log:
+        "logs/pck/{dataset}/{protocol}/{label}.log",
+    benchmark:
+        "results/benchmarks/pck/{dataset}/{protocol}/{label}.tsv"
+    threads: 2
+    resources:
+        gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
+        mem_mb=8000,
+    params:
+        protocol=lambda wildcards: json_of(PCK_PROTOCOLS[wildcards.protocol]),
+        method=lambda wildcards: LABELS[wildcards.label].method,
+        settings=lambda wildcards: json.dumps(
+            dict(LABELS[wildcards.label].settings), sort_keys=True
+        ),
+        revision=REVISIONS["pck"],
+    script:
+        "../workflow_scripts/evaluate_pck.py"
+
+
+rule pck_ablation_method:
+    """The same descriptors searched exactly and approximately."""
+    input:
+        index="results/datasets/{dataset}.json",
+        points="results/pck/{dataset}/{protocol}/points.h5",
+        weights=weights_of,
+        extension=ancient("build/extension/build_info.json"),
+    output:
+        result="results/pck/{dataset}/{protocol}/ablation/{label}.json",
+    log:
+        "logs/pck/{dataset}/{protocol}/ablation/{label}.log",
+    threads: 2
+    resources:
+        gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
+        mem_mb=8000,
+    params:
+        protocol=rules.evaluate_pck_method.params.protocol,
+        method=rules.evaluate_pck_method.params.method,
+        settings=rules.evaluate_pck_method.params.settings,
+        revision=REVISIONS["pck"],
+    script:
+        "../workflow_scripts/pck_ablation.py"
+
+
+rule pck_table:
+    """One table of all methods and protocols, and the one that separates descriptor from matcher."""
+    input:
+        results=pck_files("results/pck/{dataset}/{protocol}/{label}.json"),
+        ablation=pck_ablation_files(),
+    output:
+        csv="results/pck/table.csv",
+        json="results/pck/table.json",
+        ablation_csv="results/pck/ablation.csv",
+        ablation_json="results/pck/ablation.json",
+    log:
+        "logs/pck/table.log",
+    script:
+        "../workflow_scripts/pck_table.py"
+
+
+rule evaluate_pck:
+    input:
+        rules.pck_table.output if PCK else [],
+
+
 rule evaluate_all:
     input:
         rules.evaluate_hpatches.input,
+        rules.evaluate_pck.input,

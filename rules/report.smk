@@ -1,11 +1,13 @@
 rule write_report:
     """One self-contained page: tables, curves, training, matches, and where every number comes from."""
     input:
-        table="results/hpatches/table.csv",
+        tables=rules.evaluate_all.input,
         results=hpatches_files("results/hpatches/{dataset}/{label}.json"),
         homographies=homography_files(),
         features=hpatches_files("results/features/{dataset}/{label}.h5"),
         index=dataset_index(HPATCHES.dataset) if HPATCHES else [],
+        pck=pck_files("results/pck/{dataset}/{protocol}/{label}.json"),
+        pck_ablation=pck_ablation_files(),
         training=rules.train_all.input,
     output:
         page="results/report/index.html",
@@ -22,4 +24,4 @@ rule write_report:
 
 rule report:
     input:
-        rules.write_report.output if HPATCHES else rules.train_all.input,
+        rules.write_report.output,

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from matchlib.jobs import run_hpatches
+from matchlib.jobs.evaluation import run_hpatches
 from matchlib.logs import log_to
 
 with log_to(snakemake.log[0]):

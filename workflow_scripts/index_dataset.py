@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from matchlib.config import DatasetConfig
-from matchlib.jobs import index_dataset
+from matchlib.jobs.data import index_dataset
 from matchlib.logs import log_to
 from matchlib.typed_yaml import load_typed
 

@@ -7,14 +7,16 @@ from matchlib.logs import log_to
 from matchlib.visualization.build import build_report
 
 with log_to(snakemake.log[0]):
-    published = snakemake.params.published
+    published, index = snakemake.params.published, snakemake.input.get("index")
     build_report(
         Path(snakemake.output.page),
         results=[Path(path) for path in snakemake.input.results],
         homographies=[Path(path) for path in snakemake.input.homographies],
         training=[Path(path).parent for path in snakemake.input.training],
         features=dict(zip(snakemake.params.labels, map(Path, snakemake.input.features), strict=True)),
-        hpatches_root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
+        pck=[Path(path) for path in snakemake.input.pck],
+        pck_ablation=[Path(path) for path in snakemake.input.pck_ablation],
+        hpatches_root=Path(json.loads(Path(index).read_text())["root"]) if index else None,
         published=sorted(Path(published).glob("*.npy")) if published else [],
         about=dict(snakemake.params.about),
     )

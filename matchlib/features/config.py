@@ -1,8 +1,9 @@
-"""Settings of feature extraction and of the classical extractors."""
+"""Settings of feature extraction, of the classical extractors and of the keypoint detectors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from matchlib.errors import ConfigError
 
@@ -54,6 +55,9 @@ class SiftConfig:
     precise_upscale: bool = False
     """Align the doubled first octave with the original grid. OpenCV's default (false) moves keypoints of all
     octaves by a quarter of a pixel; it is the default here because every published OpenCV SIFT row has it."""
+    dense_size_px: float = 12.0
+    """Diameter of the keypoints (twice their scale) at which descriptors at given places are taken, upright; a
+    descriptor sees six diameters. Of no effect on extraction, where each keypoint has its own."""
 
     def __post_init__(self) -> None:
         if self.max_keypoints < 0:
@@ -66,3 +70,39 @@ class SiftConfig:
             raise ConfigError(f"sift.edge_threshold: expected a value above 0, got {self.edge_threshold}")
         if self.sigma <= 0:
             raise ConfigError(f"sift.sigma: expected a value above 0, got {self.sigma}")
+        if self.dense_size_px < 2:
+            raise ConfigError(f"sift.dense_size_px: expected at least 2, got {self.dense_size_px}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorConfig:
+    """Where descriptors are taken, for methods that describe any place and detect none."""
+
+    kind: Literal["sift", "harris"] = "sift"
+    """"sift": extrema of the difference of Gaussians, to a fraction of a pixel. "harris": local maxima of
+    OpenCV's Harris response, whole pixels; its block of two pixels puts them half a pixel to the lower right."""
+    max_keypoints: int = 2000
+    """Keep the strongest keypoints; 0 keeps all."""
+    border: int = 4
+    """Drop keypoints nearer than this to the edge of the image, in pixels."""
+    contrast_threshold: float = 0.02
+    """sift: reject extrema of weak contrast; lower gives more keypoints (OpenCV's default is 0.04)."""
+    edge_threshold: float = 10.0
+    """sift: reject extrema whose ratio of principal curvatures is larger."""
+    suppression_radius: int = 3
+    """harris: a keypoint is the best of the square of this half side around it, in pixels."""
+    quality: float = 0.0
+    """harris: reject responses up to this share of the strongest one; 0 keeps every positive one."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_keypoints", "border", "contrast_threshold"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"detector.{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.edge_threshold <= 0:
+            raise ConfigError(f"detector.edge_threshold: expected a value above 0, got {self.edge_threshold}")
+        if self.suppression_radius < 1:
+            raise ConfigError(
+                f"detector.suppression_radius: expected at least 1, got {self.suppression_radius}"
+            )
+        if not 0 <= self.quality < 1:
+            raise ConfigError(f"detector.quality: expected a share in [0, 1), got {self.quality}")

@@ -20,7 +20,7 @@ class DenseDescriptors(Protocol):
 
         S is the number of members of a method's descriptor set, 1 for most. Positions lie within the image
         (0 <= x <= W-1); reading is exact: a map of stride s whose cell o is centred at pixel s o + c is read
-        at (x - c) / s. Same device as the describer's; N may be 0.
+        at (x - c) / s. The points may be on any device; the result is on the describer's. N may be 0.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Run an extractor over a set of images: decoding ahead, writing behind, resumable at any image."""
+"""Run an extractor over a set of images: decoding ahead, writing behind, resumable after any kill."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def extract_features(
 ) -> ExtractionReport:
     """Extract the features of `root/name` for every name into one HDF5 file (see `features.store`).
 
-    A killed run is resumed; an existing `out` of the same extractor and settings lends the features of images
-    whose bytes have not changed. Keypoints are in pixels of the original image whatever `config` resizes.
-    Raises DataError if there are no images, if too many are unreadable, or if another process writes to
-    `out`.
+    A killed run goes on after the last part that it sealed (see `features.store`); an existing `out` of the
+    same extractor and settings lends the features of images whose bytes have not changed. Keypoints are in
+    pixels of the original image whatever `config` resizes. Raises DataError if there are no images, if too many
+    are unreadable, or if another process writes to `out`.
     """
     config = config or ExtractionConfig()
     wanted = list(dict.fromkeys(names))

@@ -8,21 +8,26 @@ Beyond hloc's layout:
 - file attributes `layout`, `method`, `fingerprint`, `settings` (JSON), `unreadable` (JSON: image -> reason),
   and, written last, `complete`: a digest of all of it, by which evaluations cite the file;
 - group attributes `image_digest` (of the image file) and, written last, `complete`: a digest of the arrays.
-An unfinished file lives in `<name>.work/` and is renamed when finished. A resumed run keeps exactly those
-images whose arrays still have the digest that `complete` states. HDF5 itself is not crash-safe: a kill in the
-middle of a flush can damage the unfinished file, which is then started again with a warning (work is lost,
-never a wrong result).
+Equal images under equal settings give an equal file, byte for byte: it is written in one go, sorted by name,
+and without times of creation.
+
+HDF5 is not crash-safe: a kill in the middle of a flush can damage the whole file. So the unfinished work lies in
+`<name>.work/` as sealed parts, `part-000000.h5`, ...: small files of the same layout, each written in one go
+under a temporary name, fsynced and renamed, and never opened for writing again. A kill costs the images of the
+part that was not sealed, at most `part_seconds` of work or `part_bytes` of features. `finish` puts the file
+together from the parts and removes them, so the disk holds the features at most twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
-import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -30,6 +35,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from matchlib.completion import Lease, atomic_path, digest_file, digest_json
 from matchlib.errors import DataError, ShapeError
@@ -39,9 +45,14 @@ logger = logging.getLogger(__name__)
 
 LAYOUT = "matchlib-features-1"
 _COMPLETE = "complete"
-# Version 1.8 object headers carry checksums, so damage is noticed; from 1.10 on a killed writer would also
-# leave the file locked ("already open for write") and unusable for the run that resumes it.
+# Object headers of version 1.8 carry checksums, so damage is noticed, and every HDF5 since 2008 reads them.
 _LIBVER = ("v108", "latest")
+_ARRAYS = ("keypoints", "scores", "descriptors", "image_size")
+_Arrays = Mapping[str, npt.NDArray[Any]]
+_PARTS = "part-*.h5"
+_WHOLE = "features.h5"
+PART_BYTES = 64 << 20
+PART_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,32 +80,57 @@ def features_digest(features: Features) -> str:
 
 
 # ---------------------------------------------------------------- writing
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where the features of one image lie (None: in the open part), and the digests that are stated there."""
+
+    file: Path | None
+    digest: str
+    image_digest: str
+
+
 class FeatureWriter:
     """Writes one features file; a context manager. Nothing appears at `path` before `finish`.
 
-    Entering takes the lease of `<path>.work/` (DataError if another process is writing) and opens what a
-    killed run of the same header left there; `kept` maps each image that survived to the digest of its image
-    file. State of another header, or damaged beyond reading, is discarded. Not thread-safe: one thread
-    writes.
+    Entering takes the lease of `<path>.work/` (DataError if another process is writing) and takes over the
+    parts that a killed run of the same header sealed there, and the images of a finished file of that header;
+    `kept` maps each such image to the digest of its image file. Parts of another header are removed, damaged
+    parts and images left out with a warning. Not thread-safe: one thread writes.
+
+    part_bytes, part_seconds: a part is sealed when it holds this much, or when so long ago the last one was;
+    that is what a kill may cost. The images of the open part wait in memory.
     """
 
-    def __init__(self, path: Path, header: StoreHeader) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: StoreHeader,
+        *,
+        part_bytes: int = PART_BYTES,
+        part_seconds: float = PART_SECONDS,
+    ) -> None:
         self.path = path
         self.header = header
         self.kept: dict[str, str] = {}
         self._work = path.with_name(path.name + ".work")
         self._lease = Lease(self._work)
-        self._file: h5py.File | None = None
-        self._digests: dict[str, tuple[str, str]] = {}
+        self._part_bytes, self._part_seconds = part_bytes, part_seconds
+        self._images: dict[str, _Stored] = {}
+        self._open_part: dict[str, _Arrays] = {}
+        self._open_bytes = 0
+        self._next_part = 0
+        self._last_seal = time.monotonic()
+        self._is_open = False
         self._is_finished = False
 
     def __enter__(self) -> FeatureWriter:
         self._lease.__enter__()
         try:
-            self._file = self._resume() or self._start()
+            self._resume()
         except BaseException:
             self._lease.__exit__(None, None, None)
             raise
+        self._is_open, self._last_seal = True, time.monotonic()
         return self
 
     def __exit__(
@@ -103,124 +139,178 @@ class FeatureWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lease.__exit__(kind, error, trace)
-        if self._is_finished:
-            shutil.rmtree(self._work, ignore_errors=True)
+        self._is_open = False
+        try:
+            # Also after an error: what was extracted so far is kept for the next run.
+            if not self._is_finished:
+                self._seal()
+        except (OSError, RuntimeError) as fault:  # a full disk; the first error must not be hidden by it
+            if error is None:
+                raise
+            logger.warning("%s: %d images could not be kept: %s", self.path, len(self._open_part), fault)
+        finally:
+            self._lease.__exit__(kind, error, trace)
+        with contextlib.suppress(OSError):  # not empty: parts to resume from, or another writer's lease
+            self._work.rmdir()
 
     def add(self, name: str, features: Features, *, image_digest: str = "") -> None:
         """Store the features of one image under its path below the image folder.
 
-        Replaces an earlier version.
+        Replaces an earlier version. The arrays are copied.
         """
-        file = self._open_file()
-        if name in file:
-            del file[name]
-        group = file.create_group(_checked_name(name))
-        group.create_dataset("keypoints", data=features.keypoints)
-        group.create_dataset("scores", data=features.scores)
-        group.create_dataset("descriptors", data=np.ascontiguousarray(features.descriptors.T))
-        group.create_dataset("image_size", data=np.array(features.image_size, dtype=np.int64))
-        group.attrs["image_digest"] = image_digest
-        file.flush()  # the arrays are with the operating system before the image is declared complete
-        digest = features_digest(features)
-        group.attrs[_COMPLETE] = digest
-        file.flush()
-        self._digests[name] = (digest, image_digest)
+        self._check_open()
+        arrays = _packed(features)
+        self._open_part[_checked_name(name)] = arrays
+        self._images[name] = _Stored(None, features_digest(features), image_digest)
+        self._open_bytes += sum(array.nbytes for array in arrays.values())
+        is_due = time.monotonic() - self._last_seal >= self._part_seconds
+        if is_due or self._open_bytes >= self._part_bytes:
+            self._seal()
 
     def drop(self, name: str) -> None:
         """Forget an image that an earlier run stored (its file changed, or it left the image set)."""
-        del self._open_file()[name]
-        del self._digests[name]
+        self._check_open()
+        del self._images[name]
+        self._open_part.pop(name, None)
         self.kept.pop(name, None)
 
     def finish(self, unreadable: Mapping[str, str] | None = None) -> str:
-        """Declare the file finished and move it to `path`. Returns its content digest.
+        """Put the file together, sorted by name, and move it to `path`. Returns its content digest.
 
         unreadable: image -> reason, for images that were left out; readers repeat the reason.
         """
-        file = self._open_file()
+        self._check_open()
         missing = dict(sorted((unreadable or {}).items()))
         digest = digest_json(
             {
                 "method": self.header.method,
                 "fingerprint": self.header.fingerprint,
                 "unreadable": sorted(missing),
+                "images": {name: (image.digest, image.image_digest) for name, image in self._images.items()},
             }
-            | {"images": self._digests}
         )
-        file.attrs["unreadable"] = json.dumps(missing)
-        file.attrs[_COMPLETE] = digest
-        file.close()
-        self._file = None
-        _fsync(self._partial)
-        os.replace(
-            self._partial, self.path
-        )  # one step: a kill before it leaves a file to resume, after it a result
-        self._is_finished = True
+        whole = self._work / _WHOLE
+        entries = self._entries(sorted(self._images))
+        _write_file(whole, self.header, entries, unreadable=json.dumps(missing), complete=digest)
+        _fsync(whole)
+        os.replace(whole, self.path)
+        with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+            _fsync(self.path.parent)
+        self._is_finished, self._is_open = True, False
+        for part in self._work.glob(_PARTS):
+            part.unlink()
         return digest
 
-    @property
-    def _partial(self) -> Path:
-        return self._work / "features.h5"
-
-    def _open_file(self) -> h5py.File:
-        if self._file is None:
+    def _check_open(self) -> None:
+        if not self._is_open:
             raise DataError(f"{self.path}: the writer is closed; use it inside 'with', before finish()")
-        return self._file
 
-    def _start(self) -> h5py.File:
-        self._partial.unlink(missing_ok=True)
-        file = h5py.File(self._partial, "w", libver=_LIBVER)
+    def _seal(self) -> None:
+        """Write the open part and make it permanent."""
+        if self._open_part:
+            part = self._work / _PARTS.replace("*", f"{self._next_part:06d}")
+            with atomic_path(part) as temporary:
+                _write_file(temporary, self.header, self._entries(self._open_part))
+            for name in self._open_part:
+                self._images[name] = replace(self._images[name], file=part)
+            self._open_part, self._open_bytes, self._next_part = {}, 0, self._next_part + 1
+        self._last_seal = time.monotonic()
+
+    def _entries(self, names: Iterable[str]) -> Iterator[tuple[str, _Stored, _Arrays]]:
+        """Images as they are written. Neighbours that share a part, as most do, open it once."""
+        images = ((name, self._images[name]) for name in names)
+        for path, run in itertools.groupby(images, key=lambda image: image[1].file):
+            with contextlib.nullcontext() if path is None else h5py.File(path, "r") as file:
+                for name, image in run:
+                    yield name, image, self._open_part[name] if file is None else _read_arrays(file[name])
+
+    def _resume(self) -> None:
+        """Take over what earlier runs left: first the finished file, then the parts, later ones win."""
+        for leftover in (*self._work.glob(".tmp-*"), self._work / _WHOLE):
+            leftover.unlink(missing_ok=True)
+        parts = sorted(self._work.glob(_PARTS))
+        if parts:
+            self._next_part = int(parts[-1].stem.rpartition("-")[2]) + 1
+        for path in (self.path, *parts):
+            try:
+                is_ours = not path.is_file() or self._take_over(path)
+            except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's ways to say "damaged"
+                logger.warning("%s: damaged (%s); its images are extracted again", path, error)
+                is_ours = False
+            if not is_ours and path != self.path:
+                path.unlink()
+        self.kept = {name: image.image_digest for name, image in self._images.items()}
+        if self.kept:
+            logger.info("%s: resuming with %d finished images", self.path, len(self.kept))
+
+    def _take_over(self, path: Path) -> bool:
+        """Note every intact image of a file; False if the file has another header."""
+        found: dict[str, _Stored] = {}
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("layout") != LAYOUT or file.attrs.get("fingerprint") != self.header.fingerprint:
+                logger.info("%s: of other settings, not used", path)
+                return False
+            for name in _image_names(file):
+                digest = _intact_digest(file[name])
+                if digest is None:
+                    logger.warning("%s: image '%s' is damaged and extracted again", path, name)
+                else:
+                    found[name] = _Stored(path, digest, str(file[name].attrs["image_digest"]))
+        self._images.update(found)
+        return True
+
+
+def _packed(features: Features) -> _Arrays:
+    """Copies as they are stored. A view of a dense map would keep the whole map in memory until it is sealed."""
+    return {
+        "keypoints": features.keypoints.copy(),
+        "scores": features.scores.copy(),
+        "descriptors": features.descriptors.T.copy(),
+        "image_size": np.array(features.image_size, dtype=np.int64),
+    }
+
+
+def _read_arrays(group: h5py.Group) -> _Arrays:
+    return {key: group[key][()] for key in _ARRAYS}
+
+
+def _write_file(
+    path: Path, header: StoreHeader, images: Iterable[tuple[str, _Stored, _Arrays]], **attributes: str
+) -> None:
+    """Write a whole file in the order of `images`; equal arguments give equal bytes."""
+    with h5py.File(path, "w", libver=_LIBVER) as file:
         file.attrs["layout"] = LAYOUT
-        file.attrs["method"] = self.header.method
-        file.attrs["fingerprint"] = self.header.fingerprint
-        file.attrs["settings"] = json.dumps(dict(self.header.settings), sort_keys=True)
-        file.flush()
-        return file
+        file.attrs["method"] = header.method
+        file.attrs["fingerprint"] = header.fingerprint
+        file.attrs["settings"] = json.dumps(dict(header.settings), sort_keys=True)
+        for name, image, arrays in images:
+            group = _make_group(file, name)
+            for key in _ARRAYS:
+                group.create_dataset(key, data=arrays[key])
+            group.attrs["image_digest"] = image.image_digest
+            group.attrs[_COMPLETE] = image.digest
+        for key, value in attributes.items():
+            file.attrs[key] = value
 
-    def _resume(self) -> h5py.File | None:
-        """The file of an earlier run, killed or finished, cleaned of all that is not intact, or None."""
-        if not self._partial.exists():
-            if not self.path.is_file():
-                return None
-            with atomic_path(self._partial) as temporary:
-                shutil.copyfile(self.path, temporary)
-        file = None
-        try:
-            file = h5py.File(self._partial, "r+", libver=_LIBVER)
-            if file.attrs.get("fingerprint") != self.header.fingerprint:
-                logger.info("%s: settings changed, starting again", self.path)
-                file.close()
-                return None
-            file.attrs.pop(_COMPLETE, None)
-            self._keep_intact_images(file)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's ways to say "damaged"
-            logger.warning("%s: unfinished file is damaged (%s), starting again", self.path, error)
-            self.kept, self._digests = {}, {}
-            with contextlib.suppress(OSError, RuntimeError):
-                if file is not None:
-                    file.close()
-            return None
-        logger.info("%s: resuming with %d finished images", self.path, len(self.kept))
-        return file
 
-    def _keep_intact_images(self, file: h5py.File) -> None:
-        for name in _image_names(file):
-            digest = _intact_digest(file[name])
-            if digest is None:
-                del file[name]
-                continue
-            image_digest = str(file[name].attrs["image_digest"])
-            self.kept[name] = image_digest
-            self._digests[name] = (digest, image_digest)
+def _make_group(file: h5py.File, name: str) -> h5py.Group:
+    """As h5py's `require_group`, which however stores the time at which a group was made."""
+    group: h5py.Group = file
+    for part in PurePosixPath(name).parts:
+        if part not in group:
+            properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+            properties.set_obj_track_times(False)
+            h5py.h5g.create(group.id, part.encode(), gcpl=properties)
+        group = group[part]
+    return group
 
 
 def _fsync(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _intact_digest(group: h5py.Group) -> str | None:

@@ -25,6 +25,21 @@ def points_in_front(points_N2: Tensor, H_0to1: Tensor) -> Tensor:
     return w * H_0to1[..., None, 2, 2] > 0
 
 
+def local_scale(H_0to1: Tensor, points_N2: Tensor) -> Tensor:
+    """By how much a homography enlarges lengths around points, sqrt |det J|; J is its Jacobian there.
+
+    H_0to1: (3, 3) or (B, 3, 3), any scale; points_N2: (..., 2), with a leading B where H_0to1 has one, e.g.
+    (B, N, 2) or (B, H, W, 2). Returns (...) = sqrt(|det H| / |h31 x + h32 y + h33|^3), inf on the horizon.
+    Raises ShapeError.
+    """
+    check_shape("H_0to1", H_0to1, "3 3" if H_0to1.ndim == 2 else f"{points_N2.shape[0]} 3 3")
+    spread = (*H_0to1.shape[:-2], *(1,) * (points_N2.ndim - H_0to1.ndim + 1))
+    h31, h32, h33 = (entry.reshape(spread) for entry in H_0to1[..., 2, :].unbind(-1))
+    w = h31 * points_N2[..., 0] + h32 * points_N2[..., 1] + h33
+    determinant: Tensor = torch.linalg.det(H_0to1)
+    return (determinant.reshape(spread).abs() / w.abs() ** 3).sqrt()
+
+
 def homography_from_points(points0_42: Tensor, points1_42: Tensor) -> Tensor:
     """The homography (..., 3, 3) with H[2, 2] = 1 that maps four points (..., 4, 2) to four others.
 

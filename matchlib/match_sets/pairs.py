@@ -58,14 +58,14 @@ class DepthPosePairs:
     """Pairs of several scenes, as the trainer's `PairSource`. Holds no open file, so data-loader workers can
     copy it.
 
-    image_size: images and depth maps are resized to image_size x image_size, each side by its own factor, as
-                ASLFeat does
-    digest:     of the markers and limits of all sources: equal digests mean equal pairs
+    size:   (width, height) that images and depth maps are resized to, each side by its own factor, as ASLFeat
+            does
+    digest: of the markers and limits of all sources: equal digests mean equal pairs
     Raises DataError for a match set that is not finished, or if no pair is left.
     """
 
-    def __init__(self, sources: Sequence[MatchSetSource], *, image_size: int) -> None:
-        self._image_size = image_size
+    def __init__(self, sources: Sequence[MatchSetSource], *, size: tuple[int, int]) -> None:
+        self._size = size
         self._scenes = [_open_scene(source) for source in sources]
         self._ends = np.cumsum([len(scene.record) for scene in self._scenes], dtype=np.int64)
         if len(self) == 0:
@@ -110,7 +110,7 @@ class DepthPosePairs:
         )
 
     def _read(self, scene: _Scene, index: int) -> tuple[Tensor, Tensor]:
-        """Image (1, 3, S, S) float32 in [0, 1] and depth (1, S, S) float32."""
+        """Image (1, 3, H, W) float32 in [0, 1] and depth (1, H, W) float32."""
         if index not in scene.files:
             raise DataError(
                 f"{scene.records.parent}: image {index} is not in images.csv; build the match set again"
@@ -118,16 +118,16 @@ class DepthPosePairs:
         image_path, depth_path = scene.files[index]
         if depth_path is None:
             raise DataError(f"{image_path}: has no depth map, but training with depth_pose needs one")
-        size = self._image_size
+        width, height = self._size
         depth = read_depth(depth_path)
         if not depth.any():
             raise DataError(f"{depth_path}: no depth above 0")
-        image = torch.from_numpy(resize_image(read_image(image_path), size, size))
-        resized = torch.from_numpy(np.ascontiguousarray(resize_depth(depth, size, size)))
+        image = torch.from_numpy(resize_image(read_image(image_path), width, height))
+        resized = torch.from_numpy(np.ascontiguousarray(resize_depth(depth, width, height)))
         return image.permute(2, 0, 1).contiguous().float().div_(255)[None], resized[None]
 
     def _scaled(self, K: npt.NDArray[np.float64], size: tuple[int, int]) -> Tensor:
-        scale = np.diag([self._image_size / size[0], self._image_size / size[1], 1.0])
+        scale = np.diag([self._size[0] / size[0], self._size[1] / size[1], 1.0])
         return torch.from_numpy(scale @ K).float()[None]
 
 

@@ -74,26 +74,35 @@ class _ChunkWriter:
         return len(data)
 
 
-# ---------------------------------------------------------------- split zip
+# ---------------------------------------------------------------- zip, whole and split
+def write_zip(path: Path, root: Path, files: Sequence[Path]) -> None:
+    """Write `files` (below `root`) as an ordinary zip."""
+    path.write_bytes(_zipped(root, files))
+
+
 def write_split_zip(stem: Path, root: Path, files: Sequence[Path], part_bytes: int) -> list[Path]:
     """Write `files` (below `root`) as `<stem>.z01`, `.z02`, ..., `<stem>.zip`; returns these paths.
 
     Headers are never cut; file data is. 7-Zip and `zip -s 0` join such parts (zip 3.0 spoils files that reach
     over three parts, also in splits of its own making). What fits into one part becomes an ordinary zip.
     """
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for path in files:
-            info = zipfile.ZipInfo(path.relative_to(root).as_posix(), _ZIP_TIME)
-            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            archive.writestr(info, path.read_bytes())
-    data = whole.getvalue()
+    data = _zipped(root, files)
     parts = [bytearray(data)] if len(data) <= part_bytes else _split(data, part_bytes)
     names = [f"{stem.name}.z{number:02d}" for number in range(1, len(parts))] + [f"{stem.name}.zip"]
     paths = [stem.with_name(name) for name in names]
     for path, part in zip(paths, parts, strict=True):
         path.write_bytes(part)
     return paths
+
+
+def _zipped(root: Path, files: Sequence[Path]) -> bytes:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for path in files:
+            info = zipfile.ZipInfo(path.relative_to(root).as_posix(), _ZIP_TIME)
+            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+            archive.writestr(info, path.read_bytes())
+    return whole.getvalue()
 
 
 class _Parts:

@@ -1,4 +1,4 @@
-"""The whole demo world: scenes and sequences drawn, written, packed, and listed with their checksums."""
+"""The whole demo world: scenes, sequences and photographs drawn, written, packed, and listed with their checksums."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from matchlib.completion import (
     read_marker,
     write_marker_digests,
 )
-from matchlib.mirror.archives import files_below, write_split_zip, write_tar_chunks, write_tar_gz
+from matchlib.mirror.archives import files_below, write_split_zip, write_tar_chunks, write_tar_gz, write_zip
 from matchlib.mirror.blendedmvs_writer import write_blendedmvs_lists, write_blendedmvs_scene
 from matchlib.mirror.config import MirrorConfig
 from matchlib.mirror.gl3d_writer import write_gl3d_lists, write_gl3d_scene
 from matchlib.mirror.hpatches_writer import sequence_names, write_hpatches_sequence
+from matchlib.mirror.photos_writer import SPLIT_POOLS, Split, write_photographs
 from matchlib.mirror.scene import MirrorScene, build_scene, scene_name
 from matchlib.mirror.textures import POOLS, Pool, photograph_path
 from matchlib.revisions import REVISIONS
@@ -53,7 +54,7 @@ HPATCHES_ARCHIVE = "hpatches-sequences-release"
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One scene or sequence: made in a folder of its own, moved into place when finished."""
+    """One scene, sequence or split of photographs: made in a folder of its own, moved into place when finished."""
 
     name: str
     place: Path
@@ -77,7 +78,8 @@ def build_mirror(config: MirrorConfig, out: Path, *, workers: int = 1) -> None:
         _remove_archives(out)
         work = open_work(out, mark)
         tree = work / "tree"
-        tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree) + _hpatches_tasks(config, tree)
+        tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree)
+        tasks += _hpatches_tasks(config, tree) + _coco_tasks(config, tree)
         _run(tasks, work / "unfinished", workers)
         _write_lists(config, tree)
         archives = _pack(config, tree, work / "archives")
@@ -156,6 +158,16 @@ def _hpatches_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
     return [task(name, photograph) for name, photograph in sequence_names(config.hpatches).items()]
 
 
+def _coco_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def task(split: Split) -> _Task:
+        def write(folder: Path) -> None:
+            write_photographs(folder, split, config.coco, seed=config.seed)
+
+        return _Task(split, tree / "coco" / split, write)
+
+    return [task(split) for split in SPLIT_POOLS]
+
+
 def _run(tasks: Sequence[_Task], unfinished: Path, workers: int) -> None:
     """Do what is not done yet. Threads suffice: almost all time is spent in NumPy and OpenCV."""
 
@@ -195,7 +207,12 @@ def _pack(config: MirrorConfig, tree: Path, folder: Path) -> list[Path]:
     root = tree / "hpatches"
     packed = folder / f"{HPATCHES_ARCHIVE}.tar.gz"
     write_tar_gz(packed, root, files_below(root), f"{HPATCHES_ARCHIVE}/")
-    return [*paths, packed]
+    paths.append(packed)
+    root = tree / "coco"
+    for split in SPLIT_POOLS:
+        paths.append(folder / f"{split}.zip")
+        write_zip(paths[-1], root, files_below(root / split))
+    return paths
 
 
 def _is_finished(out: Path, mark: str) -> bool:
@@ -214,6 +231,7 @@ def _remove_archives(out: Path) -> None:
     """
     patterns = [f"{name}.tar.[0-9]*" for name in GL3D_ARCHIVES]
     patterns += [f"{BLENDEDMVS_ARCHIVE}.z[0-9]*", f"{BLENDEDMVS_ARCHIVE}.zip", f"{HPATCHES_ARCHIVE}.tar.gz"]
+    patterns += [f"{split}.zip" for split in SPLIT_POOLS]
     for pattern in (MARKER, *patterns, CHECKSUMS):
         for path in out.glob(pattern):
             path.unlink()

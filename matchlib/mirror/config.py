@@ -111,6 +111,34 @@ class HPatchesMirrorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CocoMirrorConfig:
+    """Photographs written in the layout of MSCOCO 2017."""
+
+    train_images: int = 96
+    """Pictures in `train2017.zip` (118,287 upstream), made of the training photographs."""
+
+    validation_images: int = 16
+    """Pictures in `val2017.zip` (5,000 upstream), made of the validation photographs."""
+
+    longer_side: tuple[int, int] = (320, 480)
+    """Smallest and largest width or height, whichever is longer, in pixels (640 upstream)."""
+
+    jpeg_quality: int = 90
+    """JPEG quality, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        _check_counts("mirror.coco", train_images=self.train_images, validation_images=self.validation_images)
+        low, high = self.longer_side
+        if not 2 * _MIN_SIDE_PX <= low <= high:
+            raise ConfigError(
+                f"mirror.coco.longer_side: expected two ascending lengths of at least {2 * _MIN_SIDE_PX} px, "
+                f"got {self.longer_side}"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"mirror.coco.jpeg_quality: expected 1 to 100, got {self.jpeg_quality}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorConfig:
     """The whole demo world. Equal settings give equal bytes."""
 
@@ -134,6 +162,9 @@ class MirrorConfig:
 
     hpatches: HPatchesMirrorConfig = field(default_factory=HPatchesMirrorConfig)
     """HPatches-like sequences."""
+
+    coco: CocoMirrorConfig = field(default_factory=CocoMirrorConfig)
+    """COCO-like photographs."""
 
     def __post_init__(self) -> None:
         _check_counts(

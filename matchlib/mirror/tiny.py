@@ -1,13 +1,16 @@
-"""Two pictures of one small scene with exact geometry, for tests and examples."""
+"""Small worlds for tests and examples: two pictures with exact geometry, a folder of photographs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from matchlib.datasets.types import Camera
+from matchlib.mirror.config import CocoMirrorConfig
+from matchlib.mirror.photos_writer import SPLIT_POOLS, write_photographs
 from matchlib.mirror.render import World, render_depth, render_image
 from matchlib.mirror.scene import build_scene
 from matchlib.randomness import generator_for
@@ -67,3 +70,16 @@ def tiny_world(seed: int = 0, *, size: tuple[int, int] = (160, 120)) -> TinyWorl
         camera1=cameras[1],
         world=scene.world,
     )
+
+
+def tiny_photographs(
+    root: Path, *, seed: int = 0, train_images: int = 6, validation_images: int = 2, longer_side: int = 128
+) -> None:
+    """Write photographs in COCO's layout, unpacked, below `root`: `train2017/*.jpg` and `val2017/*.jpg`."""
+    config = CocoMirrorConfig(
+        train_images=train_images,
+        validation_images=validation_images,
+        longer_side=(longer_side, longer_side),
+    )
+    for split in SPLIT_POOLS:
+        write_photographs(root, split, config, seed=seed)

@@ -77,7 +77,7 @@ def build_extension(out: Path) -> BuildInfo:
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix=".tmp-build-", dir=out) as folder:
         library = _compile(Path(folder), cxx, nvcc, reasons)
-        cuda_compiled = library is not None and library.with_name("cuda.o").is_file()
+        cuda_compiled = library is not None and _cuda_objects(library.parent) != []
         devices = frozenset() if library is None else _self_test(library, reasons)
         if cuda_compiled and "cuda" not in devices:
             reasons.append("CUDA kernels were compiled but not run: no usable GPU here")
@@ -179,13 +179,17 @@ def _compile(folder: Path, cxx: str | None, nvcc: str | None, reasons: list[str]
         reasons.append("no nvcc")
     else:
         try:
-            objects_with_cuda = [*objects, _compile_cuda(nvcc, cxx, folder)]
+            objects_with_cuda = [
+                *objects,
+                *(_compile_cuda(nvcc, cxx, source, folder) for source in sorted(SOURCES.glob("*.cu"))),
+            ]
             # nvcc knows where its runtime is. Linked statically: the library loads where CUDA is missing.
             return _link(
                 [nvcc, "-ccbin", cxx, "-cudart=static"], objects_with_cuda, folder, escape="-Xlinker="
             )
         except _CommandFailedError as failure:
-            (folder / "cuda.o").unlink(missing_ok=True)
+            for cuda_object in _cuda_objects(folder):
+                cuda_object.unlink()
             reasons.append(f"nvcc failed, built for CPU only: {failure}")
     try:
         return _link([cxx], objects, folder, escape="-Wl,")
@@ -200,8 +204,12 @@ def _compile_cxx(cxx: str, source: Path, folder: Path) -> Path:
     return target
 
 
-def _compile_cuda(nvcc: str, cxx: str, folder: Path) -> Path:
-    target = folder / "cuda.o"
+def _cuda_objects(folder: Path) -> list[Path]:
+    return list(folder.glob("*.cu.o"))
+
+
+def _compile_cuda(nvcc: str, cxx: str, source: Path, folder: Path) -> Path:
+    target = folder / f"{source.stem}.cu.o"
     options = [
         *_NVCC_FLAGS,
         *_gencode(_architectures()),
@@ -212,7 +220,7 @@ def _compile_cuda(nvcc: str, cxx: str, folder: Path) -> Path:
         "-t",
         "0",
     ]
-    _run([nvcc, *options, "-c", str(SOURCES / "deform_conv.cu"), "-o", str(target)])
+    _run([nvcc, *options, "-c", str(source), "-o", str(target)])
     return target
 
 

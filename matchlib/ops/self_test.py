@@ -14,9 +14,12 @@ from unittest import mock
 import torch
 
 from matchlib.errors import BuildError
-from matchlib.ops import deform_conv_native, nearest
+from matchlib.ops import deform_conv_native, mining_native, nearest
 from matchlib.ops.deform_conv import modulated_deform_conv2d_reference
 from matchlib.ops.extension import ExtensionInfo, load_library
+from matchlib.ops.mining import Backend, hardest_negatives
+
+_BACKENDS: tuple[Backend, Backend] = ("auto", "reference")
 
 
 def run(library: Path) -> dict[str, object]:
@@ -36,6 +39,10 @@ def run(library: Path) -> dict[str, object]:
             for dtype in (torch.float32, torch.float64):
                 _check_deform_conv(torch.device(device), dtype)
     _check_nearest(loaded)
+    with mock.patch.object(mining_native, "load_extension", lambda: loaded):
+        for device in devices:
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                _check_mining(torch.device(device), memory_format)
     return {"devices": devices, "reason": ""}
 
 
@@ -80,6 +87,29 @@ def _check_nearest(loaded: ExtensionInfo) -> None:
             found.append(nearest.mutual_nearest(*sets, block=600))
     if not all(torch.equal(native, reference) for native, reference in zip(*found, strict=True)):
         raise BuildError("nearest: the native kernel finds other pairs than the reference")
+
+
+def _check_mining(device: torch.device, memory_format: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # 1,850 cells in several tiles; all cells of the second image tie.
+    maps = torch.randn(2, 21, 37, 50, generator=generator)
+    maps[1] = maps[1, :, :1, :1]
+    queries = torch.randn(2, 200, 21, generator=generator)
+    centres = 50 * torch.rand(2, 200, 2, generator=generator)
+    valid = torch.rand(2, 37, 50, generator=generator) > 0.1
+    found = [
+        hardest_negatives(
+            *(queries.to(device), maps.to(device, memory_format=memory_format), centres.to(device), 5.0),
+            k=2,
+            valid=valid.to(device),
+            backend=backend,
+        )
+        for backend in _BACKENDS
+    ]
+    if not torch.equal(found[0].index, found[1].index):
+        raise BuildError(f"mining on {device}: the native kernel finds other cells than the reference")
+    if not torch.equal(found[0].similarity, found[1].similarity):
+        raise BuildError(f"mining on {device}: the native kernel finds other similarities than the reference")
 
 
 if __name__ == "__main__":

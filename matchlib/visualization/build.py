@@ -10,10 +10,12 @@ import numpy as np
 from matchlib.completion import digest_file
 from matchlib.evaluation.homography_result import HomographyResult, read_homography_result
 from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
+from matchlib.evaluation.pck_result import read_pck_ablation, read_pck_result
 from matchlib.evaluation.published import PublishedResult
 from matchlib.features.store import FeatureReader
 from matchlib.visualization.hpatches_pictures import hpatches_pictures
 from matchlib.visualization.hpatches_tables import homography_table, hpatches_curves, hpatches_tables
+from matchlib.visualization.pck_section import pck_section
 from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
 from matchlib.visualization.training_section import training_section, weights_table
 
@@ -28,10 +30,12 @@ def build_report(
     results: Sequence[Path],
     training: Sequence[Path],
     features: Mapping[str, Path],
-    hpatches_root: Path,
+    hpatches_root: Path | None,
     published: Sequence[Path],
     about: Mapping[str, str],
     homographies: Sequence[Path] = (),
+    pck: Sequence[Path] = (),
+    pck_ablation: Sequence[Path] = (),
 ) -> None:
     """Write the report as one HTML file, atomically. Equal inputs give equal bytes.
 
@@ -39,8 +43,9 @@ def build_report(
     training:      finished output folders of training stages
     features:      label of a result -> the features file that it was evaluated with, for pictures of
                    matches; may lack some labels
-    hpatches_root: folder of the sequences that the results were measured on
+    hpatches_root: folder of the sequences that the results were measured on; None where `features` is empty
     homographies:  JSON files of `matchlib.evaluation.homography_result.write_homography_result`
+    pck, pck_ablation: JSON files of `matchlib.evaluation.pck_result`, in table order
     published:     result files of other projects (`.npy`), drawn beside ours
     about:         what ran, as text by name, in the order to be shown. `title` and `summary` head the page. A
                    name `group/item` (`datasets/demo`, `licences/demo`, `runs/base`) stands under its group;
@@ -54,8 +59,13 @@ def build_report(
         _hpatches_section(ours, theirs, [read_homography_result(path) for path in homographies])
         if ours or theirs
         else None,
+        pck_section(
+            [read_pck_result(path) for path in pck], [read_pck_ablation(path) for path in pck_ablation]
+        )
+        if pck
+        else None,
         training_section(training) if training else None,
-        _pictures_section(ours, features, hpatches_root) if features else None,
+        _pictures_section(ours, features, hpatches_root) if features and hpatches_root else None,
         _provenance_section(about, ours, results, features, training, published),
     ]
     report = Report(

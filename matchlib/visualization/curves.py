@@ -89,8 +89,8 @@ class Curve:
             check_shape("high", self.high, count)
 
 
-def accuracy_figure(panels: Mapping[str, Sequence[Curve]]) -> str:
-    """Accuracy over thresholds as SVG, one panel for each title, one legend for all.
+def accuracy_figure(panels: Mapping[str, Sequence[Curve]], *, name: str = "mean matching accuracy") -> str:
+    """Accuracy over thresholds as SVG, one panel for each title, one legend for all; `name` says what it is.
 
     A label has the same colour in all panels. Panels without curves are drawn empty. Raises ShapeError
     if there is no panel.
@@ -108,7 +108,7 @@ def accuracy_figure(panels: Mapping[str, Sequence[Curve]]) -> str:
                 lines.setdefault(curve.label, _draw_curve(ax, curve, labels.index(curve.label)))
             ax.set(title=title, xlabel="threshold (px)", ylim=(0.0, 1.0))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[0].set_ylabel("mean matching accuracy")
+        axes[0].set_ylabel(name)
         if lines:
             figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(3, len(lines)))
         return _to_svg(figure)

@@ -12,9 +12,10 @@ import pytest
 import skimage.data
 
 import matchlib
-from matchlib.cli import main, parse_settings
+from matchlib.cli import main
 from matchlib.datasets.images import write_image
 from matchlib.errors import ConfigError, DataError
+from matchlib.typed_yaml import parse_overrides
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_settings_are_read_as_nested_keys() -> None:
     words = ["inference.max_keypoints=20", "inference.multi_scale=true", "loss.descriptor=circle"]
-    assert parse_settings(words) == {
+    assert parse_overrides(words) == {
         "inference": {"max_keypoints": 20, "multi_scale": True},
         "loss": {"descriptor": "circle"},
     }
     for wrong in (["novalue"], ["=3"], ["a=1", "a.b=2"]):
         with pytest.raises(ConfigError):
-            parse_settings(wrong)
+            parse_overrides(wrong)
 
 
 def test_extract_writes_one_file_with_a_group_per_relative_path(photos: Path, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from matchlib.config import Workflow, load_workflow, select_scenes
 from matchlib.config_reference import reference_text, schema_text
 from matchlib.downloads.config import DatasetSource
 from matchlib.errors import ConfigError
 from matchlib.typed_yaml import read_yaml
+from matchlib.workflow import Workflow, load_workflow, select_scenes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config" / "config.yaml"
@@ -44,14 +44,31 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 
 def test_rows_of_the_table_follow_from_runs_and_baselines() -> None:
     workflow = load()
-    assert workflow.hpatches_labels() == (
-        "sift",
-        "rootsift",
-        "aslfeat-initial",
-        "aslfeat-base",
-        "aslfeat-dcn",
-    )
+    labels = workflow.hpatches_labels()
+    assert labels[:6] == ("sift", "rootsift", "daisy", "aslfeat-initial", "aslfeat-base", "aslfeat-dcn")
+    assert labels[-4:] == tuple(f"superpoint-{s}" for s in ("initial", "shapes", "magicpoint", "superpoint"))
     assert workflow.candidates()["aslfeat-initial"].initial
+
+
+def test_variants_are_rows_of_the_pck_table_only_and_oracles_too() -> None:
+    workflow = load()
+    variants = {"msnet-descriptor-coarse", "msnet-descriptor-v1", "msnet-descriptor-oracle"}
+    assert variants <= set(workflow.pck_labels())
+    assert not variants & set(workflow.hpatches_labels())
+    assert "msnet-v2-descriptor" in workflow.pck_labels()
+    assert "msnet-v2-descriptor" not in workflow.hpatches_labels()  # its blend needs the true homography
+    assert workflow.candidates()["msnet-descriptor-v1"].settings["members"] == "set2"
+
+
+def test_a_variant_changes_nested_keys_and_keeps_the_others() -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["runs"]["msnet"]["settings"] = {"detector": {"kind": "harris", "max_keypoints": 7}}
+        config["evaluate_pck"]["ablation"] = None
+        config["runs"]["msnet"]["variants"] = {"few": {"detector": {"max_keypoints": 3}}}
+
+    candidates = load(change).candidates()
+    assert candidates["msnet-descriptor-few"].settings["detector"] == {"kind": "harris", "max_keypoints": 3}
+    assert candidates["msnet-descriptor"].settings["detector"]["max_keypoints"] == 7
 
 
 def test_unknown_keys_are_named_with_a_suggestion() -> None:
@@ -80,7 +97,17 @@ def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
         (lambda c: c["runs"]["aslfeat"]["stages"].update(dnc={"steps": 1}), "unknown stage of aslfeat"),
         (lambda c: c["evaluate_hpatches"].update(dataset="gl3d"), "expected a dataset of format hpatches"),
         (lambda c: c["evaluate_hpatches"].update(methods=["surf"]), "unknown label 'surf'"),
-        (lambda c: c["baselines"].update(mine={"method": "aslfeat"}), "name its weights file"),
+        (lambda c: c["baselines"].update(mine={"method": "aslfeat"}), "needs weights; name their file"),
+        (lambda c: c["baselines"].update(mine={"method": "disk"}), "needs weights; name their file"),
+        (lambda c: c["runs"]["msnet"].update(train_on=["hpatches"]), "format photos or coco"),
+        (lambda c: c["runs"]["msnet"].update(train_on=[]), "runs.msnet.train_on: expected at least one"),
+        (lambda c: c["runs"]["msnet"]["variants"].update(x={"member": 1}), "runs.msnet.variants.x: member: unknown key"),
+        (lambda c: c["runs"]["superpoint"]["stages"].pop("shapes"), "starts from stage 'shapes'"),
+        (lambda c: c["runs"]["superpoint"].update(label_shards=0), "label_shards: expected at least 1"),
+        (lambda c: c["evaluate_pck"].update(methods=["surf"]), "evaluate_pck.methods: unknown label"),
+        (lambda c: c["evaluate_pck"].update(dataset="coco"), "expected a dataset of format hpatches"),
+        (lambda c: c["evaluate_pck"]["ablation"].update(protocol="x"), "ablation.protocol: unknown protocol"),
+        (lambda c: c["evaluate_hpatches"].update(methods=["msnet-v2-descriptor"]), "uses the true warp"),
         (lambda c: c.update(mirror=None), "`mirror` is null"),
         (lambda c: c["datasets"]["gl3d"].update(root="no/such/folder"), "datasets.gl3d.root: no such folder"),
         (lambda c: c["datasets"]["gl3d"].update(source="datasets/absent.yaml"), "absent.yaml"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import h5py
@@ -136,7 +140,7 @@ def test_an_image_that_is_not_intact_is_not_kept(tmp_path: Path, damage: str) ->
         writer.add("good", make_features(0))
         writer.add("bad", make_features(1))
         raise KeyboardInterrupt
-    with h5py.File(tmp_path / "f.h5.work" / "features.h5", "r+") as file:
+    with h5py.File(tmp_path / "f.h5.work" / "part-000000.h5", "r+") as file:
         if damage == "no flag":
             del file["bad"].attrs["complete"]
         elif damage == "changed value":
@@ -156,9 +160,14 @@ def test_state_of_other_settings_or_damaged_state_is_not_resumed(tmp_path: Path)
         raise KeyboardInterrupt
     with FeatureWriter(path, StoreHeader(method="toy", fingerprint="other")) as writer:
         assert writer.kept == {}
-    (tmp_path / "f.h5.work" / "features.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"rubbish" * 100)
+    with pytest.raises(KeyboardInterrupt), FeatureWriter(path, HEADER, part_bytes=1) as writer:
+        assert writer.kept == {}, "the other run has removed the parts that it cannot use"
+        writer.add("a", make_features(0))
+        writer.add("b", make_features(1))
+        raise KeyboardInterrupt
+    (tmp_path / "f.h5.work" / "part-000000.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"rubbish" * 100)
     with FeatureWriter(path, HEADER) as writer:
-        assert writer.kept == {}
+        assert list(writer.kept) == ["b"], "one damaged part does not cost the others"
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
@@ -170,13 +179,97 @@ def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
         pass
 
 
-WRITE_SLOWLY = """
-import sys
+def sealed_parts(path: Path) -> list[str]:
+    return sorted(part.name for part in path.with_name(path.name + ".work").glob("*.h5"))
+
+
+def test_parts_are_sealed_by_size_and_by_time(tmp_path: Path) -> None:
+    bytes_each = 4 * 7 * (2 + 1 + 4)
+    with FeatureWriter(tmp_path / "size.h5", HEADER, part_bytes=3 * bytes_each) as writer:
+        for index in range(8):
+            writer.add(f"{index}", make_features(index))
+        assert sealed_parts(writer.path) == ["part-000000.h5", "part-000001.h5"]
+    with FeatureWriter(tmp_path / "time.h5", HEADER, part_seconds=0.05) as writer:
+        writer.add("a", make_features(0))
+        assert sealed_parts(writer.path) == []
+        time.sleep(0.06)
+        writer.add("b", make_features(1))
+        assert sealed_parts(writer.path) == ["part-000000.h5"]
+
+
+def test_a_slice_of_a_large_map_does_not_keep_the_map_in_memory(tmp_path: Path) -> None:
+    large = np.zeros((4096, 4096), np.float32)  # 64 MiB
+    small = Features(
+        keypoints=np.zeros((1, 2), np.float32),
+        scores=np.ones(1, np.float32),
+        descriptors=large[:1, :4],
+        image_size=(9, 9),
+    )
+    with FeatureWriter(tmp_path / "f.h5", HEADER) as writer:
+        writer.add("a", small)
+        held = weakref.ref(large)
+        del small, large
+        gc.collect()
+        assert held() is None
+
+
+def test_the_last_version_of_an_image_counts(tmp_path: Path) -> None:
+    """Within a part, across parts, and over a finished file that lends an older one."""
+    path = tmp_path / "f.h5"
+    write(path, {"a": make_features(0), "b": make_features(1), "c": make_features(2)})
+    with pytest.raises(KeyboardInterrupt), FeatureWriter(path, HEADER, part_bytes=1) as writer:
+        writer.add("a", make_features(10), image_digest="older")
+        writer.add("a", make_features(11), image_digest="newer")
+        raise KeyboardInterrupt
+    with FeatureWriter(path, HEADER) as writer:
+        assert writer.kept == {"a": "newer", "b": "digest of b", "c": "digest of c"}
+        writer.add("b", make_features(12))
+        writer.add("b", make_features(13))
+        writer.finish()
+    with FeatureReader(path) as reader:
+        for name, seed in (("a", 11), ("b", 13), ("c", 2)):
+            assert_same(reader.read(name), make_features(seed))
+
+
+def test_equal_images_give_equal_bytes_whatever_came_between(tmp_path: Path) -> None:
+    images = {f"db/{index}.jpg": make_features(index) for index in range(9)}
+    write(tmp_path / "whole.h5", images)
+    whole = (tmp_path / "whole.h5").read_bytes()
+    time.sleep(1.1)  # HDF5 keeps times in whole seconds
+    path = tmp_path / "f.h5"
+    for attempt in range(5):
+        with contextlib.suppress(KeyboardInterrupt), FeatureWriter(path, HEADER, part_bytes=300) as writer:
+            for name in reversed(images):
+                if name not in writer.kept:
+                    writer.add(name, images[name], image_digest=f"digest of {name}")
+                    if attempt < 4 and len(writer.kept) == attempt:
+                        raise KeyboardInterrupt
+            writer.finish()
+    assert path.read_bytes() == whole
+    assert write(path, images) == write(path, {}) != "", "a finished file lends all"
+    assert path.read_bytes() == whole
+
+
+WRITE_MANY = """
+import os, signal, sys
 from pathlib import Path
 import numpy as np
 from matchlib.features.store import FeatureWriter, StoreHeader
 from matchlib.features.types import Features
-with FeatureWriter(Path(sys.argv[1]), StoreHeader(method="toy", fingerprint="f0")) as writer:
+
+path, kill_at_rename = Path(sys.argv[1]), int(sys.argv[2])
+renames = 0
+
+def count_renames(event, arguments):
+    global renames
+    if event == "os.rename":
+        renames += 1
+        if renames == kill_at_rename:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count_renames)
+bytes_each = 4 * 200 * (2 + 1 + 16)
+with FeatureWriter(path, StoreHeader(method="toy", fingerprint="f0"), part_bytes=10 * bytes_each) as writer:
     print(len(writer.kept), flush=True)
     for index in range(400):
         draw = np.random.default_rng(index)
@@ -185,30 +278,82 @@ with FeatureWriter(Path(sys.argv[1]), StoreHeader(method="toy", fingerprint="f0"
                 keypoints=draw.uniform(size=(200, 2)).astype(np.float32),
                 scores=draw.uniform(size=200).astype(np.float32),
                 descriptors=draw.uniform(size=(200, 16)).astype(np.float32), image_size=(9, 9)))
+            print("added", flush=True)
     print(writer.finish(), flush=True)
 """
+IMAGES_PER_PART = 10
 
 
-def test_killed_at_random_moments_the_file_still_ends_the_same(tmp_path: Path) -> None:
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path / name)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+def start_writing(path: Path, kill_at_rename: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITE_MANY, str(path), str(kill_at_rename)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
-    whole = start("whole.h5").communicate()[0].split()
-    delays = np.random.default_rng(0).uniform(0.01, 0.15, 8)
-    kept = []
-    for delay in delays:
-        process = start("killed.h5")
+
+def progress(lines: list[str]) -> tuple[int, int]:
+    """Images kept from earlier runs, and images stored in the end, of one run."""
+    return int(lines[0]), int(lines[0]) + lines.count("added")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("undisturbed") / "whole.h5"
+    assert start_writing(path).communicate()[0].split()[0] == "0"
+    return path.read_bytes()
+
+
+def test_killed_at_random_moments_only_the_open_part_is_lost(tmp_path: Path, undisturbed: bytes) -> None:
+    path, stored, draw = tmp_path / "killed.h5", 0, np.random.default_rng(0)
+    for wait_for in draw.integers(1, 40, 8):
+        process = start_writing(path)
         assert process.stdout is not None
-        kept.append(int(process.stdout.readline()))
-        time.sleep(delay)
+        lines = [line.strip() for line in itertools.islice(process.stdout, int(wait_for))]
+        time.sleep(draw.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    resumed = start("killed.h5").communicate()[0].split()
-    assert resumed[1] == whole[1]
-    # A kill inside an HDF5 flush may cost the progress so far, but not every kill falls into one.
-    assert max(*kept, int(resumed[0])) > 0, f"no progress survived any kill: {kept}"
+        kept, stored_now = progress([*lines, *process.communicate()[0].split()])
+        # One more than was said, if the kill fell between sealing a part and saying "added".
+        assert stored - IMAGES_PER_PART < kept <= stored + 1
+        stored = stored_now
+    kept, stored_now = progress(start_writing(path).communicate()[0].split())
+    assert stored - IMAGES_PER_PART < kept <= stored + 1 and stored_now == 400
+    assert kept > 0, "no part was sealed before any kill; the test shows nothing"
+    assert path.read_bytes() == undisturbed
+
+
+def test_killed_before_any_rename_the_file_still_ends_the_same(tmp_path: Path, undisturbed: bytes) -> None:
+    """Renames seal a part and finish the file: the two moments at which the state on disk changes."""
+    path, runs = tmp_path / "killed.h5", [1, 2, 15, 26, 1]
+    for number, kill_at in enumerate(runs):
+        process = start_writing(path, kill_at)
+        kept, _ = progress(process.communicate()[0].split())
+        assert process.returncode == -signal.SIGKILL
+        assert kept == IMAGES_PER_PART * sum(rename - 1 for rename in runs[:number])
+        assert not path.exists()
+    assert kept == 400 and start_writing(path).communicate()[0].split()[0] == "400"
+    assert path.read_bytes() == undisturbed
+    assert [entry.name for entry in tmp_path.iterdir()] == ["killed.h5"]
+
+
+def test_a_full_disk_hides_no_error_and_costs_no_sealed_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "f.h5"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(RuntimeError, match="first error"),
+        FeatureWriter(path, HEADER, part_bytes=1) as writer,
+    ):
+        writer.add("a", make_features(0))
+        monkeypatch.setattr("matchlib.features.store._write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.add("b", make_features(1))
+        raise RuntimeError("first error")
+    assert "1 images could not be kept" in caplog.text
+    monkeypatch.undo()
+    with FeatureWriter(path, HEADER) as writer:
+        assert list(writer.kept) == ["a"]
 
 
 def test_a_finished_file_lends_its_images_to_the_next_run(tmp_path: Path) -> None:

@@ -223,6 +223,6 @@ def test_a_real_scene_becomes_a_match_set_and_training_pairs(shared_data, tmp_pa
     # Pose files say how the cameras turned; 5.16 degrees between the first two frames.
     assert rows[0].rotation_deg == pytest.approx(5.16, abs=0.01)
     source = MatchSetSource(dataset_format="rgbd", root=root, scene=".", folder=tmp_path / "box")
-    batch = DepthPosePairs([source], image_size=240).load(0, 3)
+    batch = DepthPosePairs([source], size=(240, 240)).load(0, 3)
     assert batch.names == ("rgbd_box/00000000-00000001",) and batch.seeds == (3,)
     assert batch.image0.shape == (1, 3, 240, 240) and (batch.depth0 > 0).float().mean() > 0.5

@@ -29,7 +29,7 @@ def source(build_plane, plane_scene):
 
 
 def test_a_pair_is_what_its_batch_says(source):
-    pairs = DepthPosePairs([source], image_size=SIDE)
+    pairs = DepthPosePairs([source], size=(SIDE, SIDE))
     assert len(pairs) == 3
     batch = pairs.load(1, seed=77)
     assert batch.image0.shape == (1, 3, SIDE, SIDE) and batch.image0.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_a_pair_is_what_its_batch_says(source):
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_depth_and_pose_of_a_batch_carry_pixels_onto_equal_pixels(source, index):
     """The strongest check of all conventions at once: grey values agree after the warp, and only after it."""
-    batch = DepthPosePairs([source], image_size=SIDE).load(index, seed=0)
+    batch = DepthPosePairs([source], size=(SIDE, SIDE)).load(index, seed=0)
     points = pixel_grid(SIDE, SIDE)[None]
     warped, valid = warp_points_by_depth(points, batch.depth0, batch.depth1, batch.K0, batch.K1, batch.T_0to1)
     assert valid.float().mean() > 0.4
@@ -56,33 +56,33 @@ def test_depth_and_pose_of_a_batch_carry_pixels_onto_equal_pixels(source, index)
 
 
 def test_pairs_are_filtered_when_they_are_opened(source):
-    assert len(DepthPosePairs([replace(source, min_rotation_deg=9)], image_size=32)) == 2
-    assert len(DepthPosePairs([replace(source, max_rot_diff_deg=9)], image_size=32)) == 1
+    assert len(DepthPosePairs([replace(source, min_rotation_deg=9)], size=(32, 32))) == 2
+    assert len(DepthPosePairs([replace(source, max_rot_diff_deg=9)], size=(32, 32))) == 1
     with pytest.raises(DataError, match="no pair in 1 match sets"):
-        DepthPosePairs([replace(source, min_rotation_deg=99)], image_size=32)
+        DepthPosePairs([replace(source, min_rotation_deg=99)], size=(32, 32))
     with pytest.raises(DataError, match="no pair in 0 match sets"):
-        DepthPosePairs([], image_size=32)
+        DepthPosePairs([], size=(32, 32))
 
 
 def test_several_sources_follow_each_other_and_the_digest_tells_them_apart(source, tmp_path):
-    one = DepthPosePairs([source], image_size=32)
-    two = DepthPosePairs([source, source], image_size=32)
+    one = DepthPosePairs([source], size=(32, 32))
+    two = DepthPosePairs([source, source], size=(32, 32))
     assert len(two) == 6 and torch.equal(two.load(4, 0).image1, one.load(1, 0).image1)
-    assert one.digest == DepthPosePairs([source], image_size=64).digest != two.digest
-    assert one.digest != DepthPosePairs([replace(source, min_rotation_deg=4)], image_size=32).digest
+    assert one.digest == DepthPosePairs([source], size=(64, 64)).digest != two.digest
+    assert one.digest != DepthPosePairs([replace(source, min_rotation_deg=4)], size=(32, 32)).digest
     with pytest.raises(IndexError):
         one.load(3, 0)
 
 
 def test_workers_get_a_copy(source):
-    pairs = DepthPosePairs([source], image_size=32)
+    pairs = DepthPosePairs([source], size=(32, 32))
     copy = pickle.loads(pickle.dumps(pairs))
     assert torch.equal(copy.load(2, 5).image0, pairs.load(2, 5).image0)
     assert len(pickle.dumps(pairs)) < 20_000
 
 
 def test_unreadable_files_name_themselves(source, plane_scene):
-    pairs = DepthPosePairs([source], image_size=32)
+    pairs = DepthPosePairs([source], size=(32, 32))
     depth = plane_scene / "plane" / "rendered_depth_maps" / "00000001.pfm"
     write_pfm(depth, np.zeros((9, 9), np.float32))
     with pytest.raises(DataError, match="00000001.pfm: no depth above 0"):
@@ -96,10 +96,10 @@ def test_unfinished_sets_are_refused_and_the_dataset_may_move(source, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(source.root, moved)
     there = MatchSetSource(dataset_format="blendedmvs", root=moved, scene="plane", folder=source.folder)
-    assert DepthPosePairs([there], image_size=32).load(0, 0).image0.isfinite().all()
+    assert DepthPosePairs([there], size=(32, 32)).load(0, 0).image0.isfinite().all()
     (source.folder / ".complete").unlink()
     with pytest.raises(DataError, match="not finished"):
-        DepthPosePairs([there], image_size=32)
+        DepthPosePairs([there], size=(32, 32))
 
 
 def test_resized_images_follow_the_rule_of_the_intrinsics():

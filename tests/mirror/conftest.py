@@ -12,6 +12,7 @@ import pytest
 from matchlib.mirror.build import build_mirror
 from matchlib.mirror.config import (
     BlendedMVSMirrorConfig,
+    CocoMirrorConfig,
     GL3DMirrorConfig,
     HPatchesMirrorConfig,
     MirrorConfig,
@@ -34,6 +35,7 @@ TINY = MirrorConfig(
         train_scenes=1, validation_scenes=1, images_per_scene=3, image_size=(128, 96), part_bytes=1 << 16
     ),
     hpatches=HPatchesMirrorConfig(illumination_sequences=1, viewpoint_sequences=1, image_size=(160, 120)),
+    coco=CocoMirrorConfig(train_images=10, validation_images=2, longer_side=(96, 128)),
 )
 
 

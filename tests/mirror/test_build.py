@@ -16,6 +16,7 @@ from matchlib.errors import ConfigError
 from matchlib.mirror.build import build_mirror
 from matchlib.mirror.config import (
     BlendedMVSMirrorConfig,
+    CocoMirrorConfig,
     GL3DMirrorConfig,
     HPatchesMirrorConfig,
     MirrorConfig,
@@ -36,6 +37,7 @@ def smaller(tiny_config):
         gl3d=replace(tiny_config.gl3d, validation_scenes=0, images_per_scene=2, original_size=(120, 90)),
         blendedmvs=replace(tiny_config.blendedmvs, validation_scenes=0, images_per_scene=2),
         hpatches=replace(tiny_config.hpatches, image_size=(64, 48)),
+        coco=CocoMirrorConfig(train_images=2, validation_images=1, longer_side=(64, 64)),
     )
 
 
@@ -56,6 +58,8 @@ def test_archives_are_named_and_cut_as_upstream(mirror):
         "BlendedMVS.z01",
         "BlendedMVS.zip",
         "hpatches-sequences-release.tar.gz",
+        "train2017.zip",
+        "val2017.zip",
     } <= names
     assert "work" not in names
     assert "lease.json" not in names
@@ -88,6 +92,7 @@ def test_same_settings_give_the_same_bytes_whatever_the_workers(smaller, undistu
     one, other = contents(undisturbed), contents(tmp_path / "other")
     assert one["gl3d_imgs.tar.000"] != other["gl3d_imgs.tar.000"]
     assert one["hpatches-sequences-release.tar.gz"] != other["hpatches-sequences-release.tar.gz"]
+    assert one["train2017.zip"] != other["train2017.zip"]
 
 
 def test_a_finished_mirror_is_left_alone_and_a_changed_one_is_replaced(smaller, undisturbed, tmp_path):
@@ -139,5 +144,11 @@ def test_settings_are_checked_and_read_from_plain_values():
         BlendedMVSMirrorConfig(part_bytes=1000)
     with pytest.raises(ConfigError, match="at least one sequence"):
         HPatchesMirrorConfig(illumination_sequences=0, viewpoint_sequences=0)
+    with pytest.raises(ConfigError, match=r"mirror\.coco\.validation_images: expected at least 1, got 0"):
+        CocoMirrorConfig(validation_images=0)
+    with pytest.raises(ConfigError, match=r"mirror\.coco\.longer_side: .* got \(480, 320\)"):
+        CocoMirrorConfig(longer_side=(480, 320))
+    with pytest.raises(ConfigError, match=r"mirror\.coco\.jpeg_quality: expected 1 to 100, got 0"):
+        CocoMirrorConfig(jpeg_quality=0)
     with pytest.raises(ConfigError, match=r"mirror\.texture_px"):
         MirrorConfig(texture_px=5)

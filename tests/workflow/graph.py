@@ -27,6 +27,24 @@ _MIRROR = {
     },
     "blendedmvs": {"train_scenes": 1, "validation_scenes": 0, "images_per_scene": 4, "image_size": [128, 96]},
     "hpatches": {"illumination_sequences": 1, "viewpoint_sequences": 1, "image_size": [160, 120]},
+    "coco": {"train_images": 5, "validation_images": 2, "longer_side": [160, 200]},
+}
+
+_PHOTO_STAGE = {
+    "steps": 4,
+    "image_size": [64, 48],
+    "optimiser": "adam",
+    "learning_rate": 0.001,
+    "workers": 0,
+    "log_every": 2,
+    "validate_every": 4,
+    "validation_pairs": 2,
+    "checkpoint_every": 1,
+}
+_SUPERPOINT = {
+    "training": {"shapes": {"draw_size": [160, 120], "train_pictures": 4, "validation_pictures": 1}},
+    "adaptation": {"views": 3, "size": [96, 64]},
+    "detection": {"max_keypoints": 200},
 }
 
 
@@ -54,6 +72,17 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
             },
             "blendedmvs": {"source": "datasets/demo_blendedmvs.yaml", "match_sets": match_sets},
             "hpatches": {"source": "datasets/demo_hpatches.yaml"},
+            "coco": {
+                "source": "datasets/demo_coco.yaml",
+                "train_split": "train2017",
+                "validation_split": "val2017",
+            },
+            "coco_superpoint": {
+                "source": "datasets/demo_coco.yaml",
+                "train_split": "train2017",
+                "validation_split": "val2017",
+                "warps": {"sampler": "superpoint", "resize": "crop"},
+            },
         },
         "runs": {
             "aslfeat": {
@@ -61,10 +90,37 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
                 "train_on": ["gl3d", "blendedmvs"],
                 "settings": {"network": {"batch_norm_momentum": 0.1}, "inference": {"max_keypoints": 200}},
                 "stages": {"base": stage, "dcn": stage | {"steps": 4, "learning_rate": 0.01}},
-            }
+            },
+            "msnet": {
+                "method": "msnet",
+                "train_on": ["coco"],
+                "settings": {"detector": {"max_keypoints": 200}},
+                "stages": {"descriptor": _PHOTO_STAGE},
+                "variants": {"set": {"members": "set2"}},
+            },
+            "superpoint": {
+                "method": "superpoint",
+                "train_on": ["coco_superpoint"],
+                "settings": _SUPERPOINT,
+                "label_shards": 2,
+                "stages": {
+                    "shapes": _PHOTO_STAGE,
+                    "magicpoint": _PHOTO_STAGE,
+                    "superpoint": _PHOTO_STAGE,
+                },
+            },
         },
         "baselines": {"rootsift": {"method": "rootsift", "settings": {"max_keypoints": 200}}},
         "evaluate_hpatches": {"dataset": "hpatches", "protocol": {"sequences": "all_present"}},
+        "evaluate_pck": {
+            "dataset": "hpatches",
+            "protocols": [
+                {"name": "as-coded", "longer_side": 160, "points": 50, "sequences": "all_present"}
+                | {"candidates": "partners", "threshold_px": 3},
+                {"name": "as-described", "longer_side": 160, "points": 50, "sequences": "all_present"},
+            ],
+            "ablation": {"methods": ["rootsift", "msnet-descriptor"]},
+        },
     }
 
 

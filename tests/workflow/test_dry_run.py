@@ -18,6 +18,7 @@ TARGETS = [
     "train_all",
     "extract_all",
     "evaluate_hpatches",
+    "evaluate_pck",
     "evaluate_all",
     "report",
 ]
@@ -53,6 +54,27 @@ def test_a_single_key_can_be_set_on_the_command_line(tmp_path: Path) -> None:
     assert snakemake(
         tmp_path, path, "-n", "--config", change.replace("none", "'7'"), "regenerate=true"
     ).stdout
+
+
+def test_any_key_can_be_set_by_its_dotted_name(tmp_path: Path) -> None:
+    path = write_config(tmp_path, tiny_config())
+    change = "set=runs.msnet.stages.descriptor.steps=none runs.superpoint.label_shards=3"
+    done = snakemake(tmp_path, path, "-n", "--config", change, check=False)
+    assert "runs.msnet.stages.descriptor.steps: expected an integer" in done.stdout + done.stderr
+    plan = snakemake(tmp_path, path, "-n", "--config", change.replace("none", "9")).stdout
+    assert "results/labels/superpoint/shapes/coco_superpoint/3-shards/2/.complete" in plan
+    done = snakemake(tmp_path, path, "-n", "--config", "set=runs.msnet.seed", check=False)
+    assert "expected KEY=VALUE" in done.stdout + done.stderr
+
+
+def test_photographs_are_labelled_between_the_stages(tmp_path: Path) -> None:
+    plan = snakemake(
+        tmp_path, write_config(tmp_path, tiny_config()), "-n", "results/train/superpoint/magicpoint/.complete"
+    ).stdout
+    labelled = [line for line in plan.splitlines() if "output: results/labels/" in line]
+    assert sorted(line.split("/")[-2] for line in labelled) == ["0", "1"]
+    assert all("superpoint/shapes/coco_superpoint/2-shards" in line for line in labelled)
+    assert "results/train/superpoint/superpoint" not in plan and "match_sets" not in plan
 
 
 def test_gl3d_used_in_place_is_planned_from_its_lists_alone(tmp_path: Path) -> None:

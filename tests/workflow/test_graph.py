@@ -17,11 +17,15 @@ from graph import command, environment, snakemake, tiny_config, write_config
 
 pytestmark = pytest.mark.slow
 
-WEIGHTS = [
-    f"results/train/aslfeat/{stage}/{name}.safetensors"
-    for stage in ("base", "dcn")
-    for name in ("weights", "last")
+STAGES = [
+    "aslfeat/base",
+    "aslfeat/dcn",
+    "msnet/descriptor",
+    "superpoint/shapes",
+    "superpoint/magicpoint",
+    "superpoint/superpoint",
 ]
+WEIGHTS = [f"results/train/{stage}/{name}.safetensors" for stage in STAGES for name in ("weights", "last")]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -43,6 +47,11 @@ def test_the_graph_runs_from_archives_to_a_page(finished: tuple[Path, Path]) -> 
     text = json.dumps(table)
     assert all(label in text for label in ("rootsift", "aslfeat-initial", "aslfeat-base", "aslfeat-dcn"))
     page = (folder / "results/report/index.html").read_text()
+    pck = json.loads((folder / "results/pck/table.json").read_text())
+    labels = {row["method"] for row in pck}
+    assert {"rootsift", "msnet-descriptor", "msnet-descriptor-set", "superpoint-superpoint"} <= labels
+    assert {row["protocol"] for row in pck} == {"as-coded", "as-described"}
+    assert json.loads((folder / "results/pck/ablation.json").read_text())
     assert "aslfeat-dcn" in page and "<svg" in page and "data:image" in page
     assert (folder / "build/extension/build_info.json").is_file()
     assert not list(folder.glob("results/**/work"))
@@ -119,6 +128,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(
         else:
             assert digests(tmp_path) == expected
             shutil.rmtree(tmp_path / "results" / "train")
+            shutil.rmtree(tmp_path / "results" / "labels")
     snakemake(tmp_path, path, "--nolock")
     assert digests(tmp_path) == expected
     assert not list(tmp_path.glob("results/**/lease.json"))

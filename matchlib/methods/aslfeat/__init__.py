@@ -15,6 +15,7 @@ SPECS = (
         },
         trainable="matchlib.methods.aslfeat.training:build",
         extractor="matchlib.methods.aslfeat.inference:build",
+        dense="matchlib.methods.aslfeat.inference:build_dense",
         weights="trained",
     ),
 )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from matchlib.completion import digest_file, digest_json
 from matchlib.errors import DataError, ShapeError, check_shape
+from matchlib.features.dense import MemberPairs
 from matchlib.features.types import Features, Float32, Image
 from matchlib.methods.aslfeat.config import ASLFeatConfig
 from matchlib.methods.aslfeat.detection import smallest_image
 from matchlib.methods.aslfeat.keypoints import select_keypoints
-from matchlib.methods.aslfeat.model import ASLFeat
+from matchlib.methods.aslfeat.model import ASLFeat, DenseFeatures
 from matchlib.methods.aslfeat.network import DESCRIPTOR_STRIDE, standardise
 from matchlib.randomness import torch_generator_for
 
@@ -43,10 +44,25 @@ def build(config: ASLFeatConfig, weights: Path | None, device: str) -> ASLFeatEx
     Whether the network is deformable is read from the file. Raises DataError for a file that is not weights
     of this network.
     """
+    model, weights_digest = _load_model(config, weights, device)
+    return ASLFeatExtractor(model, weights_digest=weights_digest)
+
+
+def build_dense(config: ASLFeatConfig, weights: Path | None, device: str) -> ASLFeatDescriber:
+    """The descriptors of the same network at any place, at one scale whatever `inference.multi_scale` says.
+
+    As `build` otherwise.
+    """
+    model, weights_digest = _load_model(config, weights, device)
+    return ASLFeatDescriber(model, weights_digest=weights_digest)
+
+
+def _load_model(config: ASLFeatConfig, weights: Path | None, device: str) -> tuple[ASLFeat, str]:
+    """The network ready for inference, and the digest of its weights."""
     if weights is None:
         model = ASLFeat(config, deformable=False)
         model.network.initialise(torch_generator_for(0, "aslfeat", "initialise"))
-        return ASLFeatExtractor(model.to(device).eval(), weights_digest="untrained")
+        return model.to(device).eval(), "untrained"
     state = _read_weights(weights)
     model = ASLFeat(config, deformable=any("deform_param" in name for name in state))
     try:
@@ -56,7 +72,7 @@ def build(config: ASLFeatConfig, weights: Path | None, device: str) -> ASLFeatEx
         raise DataError(
             f"{weights}: expected weights of aslfeat, variant '{config.network.variant}'; {first_fault}"
         ) from error
-    return ASLFeatExtractor(model.to(device).eval(), weights_digest=digest_file(weights))
+    return model.to(device).eval(), digest_file(weights)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -84,7 +100,6 @@ class ASLFeatExtractor:
         )
         self._model = model
         self._config = config.inference
-        self._smallest_image = smallest_image(config.detection.dilations)
 
     def extract(self, image: Image) -> Features:
         """Features of an (H, W, 3) uint8 RGB image, best first; none for an image of no pixels or no texture.
@@ -108,15 +123,9 @@ class ASLFeatExtractor:
 
     def _scales(self, image: Image) -> Iterator[Float32]:
         """Grey images (h, w) float32 in [0, 255], largest first."""
-        height, width = image.shape[:2]
-        if height == 0 or width == 0:
+        if image.size == 0:
             return
-        reduction = min(1.0, self._config.max_image_side / max(height, width))
-        if reduction < 1:
-            image = np.asarray(
-                _resize(image, width * reduction, height * reduction, cv2.INTER_AREA), np.uint8
-            )
-        grey = np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY), np.float32)
+        grey = grey_image(image, self._config.max_image_side)
         yield grey
         height, width = grey.shape
         for level in range(1, number_of_scales(height, width) if self._config.multi_scale else 1):
@@ -129,14 +138,80 @@ class ASLFeatExtractor:
     def _features_of(self, grey: Float32, original_size: tuple[int, int]) -> tuple[Float32, Float32, Float32]:
         """Keypoints in pixels of the original, scores and descriptors of one grey image."""
         height, width = grey.shape
-        device = self._model.running_maxima.maxima.device
-        standardised = standardise(torch.from_numpy(grey).to(device)[None, None])
-        dense = self._model(pad_for_network(standardised, self._smallest_image))
+        dense = dense_features(self._model, grey)
         points, scores = select_keypoints(dense.score_map()[0, :height, :width], self._config)
         descriptors = dense.descriptors_at(0, points)
         factor = points.new_tensor([original_size[0] / width, original_size[1] / height])
         original = (points + 0.5) * factor - 0.5
         return original.cpu().numpy(), scores.cpu().numpy(), descriptors.cpu().numpy()
+
+
+class ASLFeatDescriber:
+    """See `matchlib.features.dense.DenseDescriber`."""
+
+    members: tuple[str, ...] = ("descriptor",)
+    member_pairs: MemberPairs = "all"
+    uses_true_scale = False
+
+    def __init__(self, model: ASLFeat, *, weights_digest: str) -> None:
+        config = model.config
+        self.name = "aslfeat-dense"
+        self.descriptor_dim = model.network.descriptor_dim
+        used = {"network": asdict(config.network), "max_image_side": config.inference.max_image_side}
+        self.fingerprint = digest_json(
+            {"method": self.name, "revision": REVISION, "weights": weights_digest, "settings": used}
+        )
+        self._model = model
+        self._max_image_side = config.inference.max_image_side
+
+    @torch.inference_mode()
+    def describe(self, image: Image, *, scale: Float32 | None = None) -> ASLFeatDescriptors:
+        """Descriptors of an (H, W, 3) uint8 RGB image of at least one pixel; `scale` is ignored. Raises
+        ShapeError.
+        """
+        check_shape("image", image, "H W 3")
+        if image.dtype != np.uint8 or image.size == 0:
+            raise ShapeError(f"image: expected uint8 and at least one pixel, got {image.dtype} {image.shape}")
+        grey = grey_image(image, self._max_image_side)
+        factor = (grey.shape[1] / image.shape[1], grey.shape[0] / image.shape[0])
+        return ASLFeatDescriptors(dense_features(self._model, grey), factor)
+
+
+class ASLFeatDescriptors:
+    """See `matchlib.features.dense.DenseDescriptors`; reads the map where extraction reads it.
+
+    factor: size of the image that the network saw over the size of the original, (x, y)
+    """
+
+    def __init__(self, features: DenseFeatures, factor: tuple[float, float]) -> None:
+        self._features = features
+        self._factor = factor
+
+    @torch.inference_mode()
+    def at(self, points_N2: Tensor) -> Tensor:
+        """Descriptors (N, 1, D) float32 of unit length at (x, y) in pixels of the original. Raises ShapeError."""
+        check_shape("points", points_N2, "N 2")
+        points = points_N2.to(self._features.descriptor_map.device, torch.float32)
+        seen = (points + 0.5) * points.new_tensor(self._factor) - 0.5
+        return self._features.descriptors_at(0, seen)[:, None]
+
+
+def grey_image(image: Image, max_side: int) -> Float32:
+    """Grey (h, w) float32 in [0, 255] of an (H, W, 3) uint8 RGB image, shrunk to a long side of `max_side`."""
+    height, width = image.shape[:2]
+    reduction = min(1.0, max_side / max(height, width))
+    if reduction < 1:
+        image = np.asarray(_resize(image, width * reduction, height * reduction, cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY), np.float32)
+
+
+def dense_features(model: ASLFeat, grey: Float32) -> DenseFeatures:
+    """What the network sees in a grey image (h, w) float32: standardised, then padded for it."""
+    device = model.running_maxima.maxima.device
+    standardised = standardise(torch.from_numpy(grey).to(device)[None, None])
+    return cast(
+        DenseFeatures, model(pad_for_network(standardised, smallest_image(model.config.detection.dilations)))
+    )
 
 
 def number_of_scales(height: int, width: int) -> int:

@@ -16,4 +16,8 @@ STABLE_TORCH_LIBRARY(matchlib_native, m) {
   m.def(
       "nearest_update(Tensor tile, int first_row, int first_column, Tensor(a!) row_value, Tensor(b!) row_index, "
       "Tensor(c!) column_value, Tensor(d!) column_index) -> ()");
+  // Names for each query of an image the best of the image's cells outside of its discs; see mining.h.
+  m.def(
+      "hardest_cells(Tensor queries, Tensor candidates, Tensor cells, Tensor first_cell, Tensor centres, "
+      "Tensor radii_sq, Tensor reach, int cuda_stream, Tensor(a!) index, Tensor(b!) similarity) -> ()");
 }

@@ -1,0 +1,35 @@
+"""The `matchlib` command: what the graph does, one step at a time, without Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from matchlib import __version__
+from matchlib.cli import benchmarks, data, images, information, training
+from matchlib.cli.verbs import Verbs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status (0 done, 1 a stated error, 75 interrupted: run again to go on)."""
+    from matchlib.logs import log_to
+
+    options = build_parser().parse_args(arguments)
+    try:
+        with log_to(None):
+            run: Callable[[argparse.Namespace], int | None] = options.run
+            return run(options) or 0
+    except BrokenPipeError:  # `matchlib plan | head`
+        sys.stderr.close()
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their options."""
+    parser = argparse.ArgumentParser(prog="matchlib", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = Verbs(parser)
+    for part in (images, benchmarks, training, data, information):
+        part.add_verbs(verbs)
+    return parser

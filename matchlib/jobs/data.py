@@ -1,0 +1,116 @@
+"""Datasets: what lies where, and labels for photographs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from matchlib.completion import atomic_write_json, digest_file
+from matchlib.config import DatasetConfig, method_settings
+from matchlib.datasets.types import FORMATS
+from matchlib.downloads.config import read_source
+from matchlib.downloads.dataset import check_in_place
+from matchlib.errors import DataError
+from matchlib.methods.spec import METHODS
+from matchlib.registry import load_symbol
+from matchlib.typed_yaml import dump_typed, load_typed, read_yaml
+from matchlib.workflow import list_subsets, max_validation
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetIndex:
+    """Where a dataset lies and which scenes, or photographs, it has; changes whenever what was unpacked changes.
+
+    train, validation: names of scenes, or paths of photographs relative to `root`
+    content: digest of the marker of the unpacked root, null for a root that is used in place
+    """
+
+    dataset: str
+    format: str
+    root: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    content: str | None
+
+
+def index_dataset(
+    name: str, settings: DatasetConfig, *, source: Path, unpacked: Path | None, out: Path
+) -> None:
+    """Write the index of a dataset.
+
+    source:   its description
+    unpacked: marker in the folder that its archives were unpacked into; None for a root that is used in place
+    Raises DataError where the root does not hold what its format needs.
+    """
+    description = read_source(source)
+    format_name = settings.format or description.format
+    layout = FORMATS.get(format_name)
+    if unpacked is not None:
+        root = unpacked.parent
+    elif settings.root is not None:
+        root = Path(settings.root)
+        if layout.list_images is None:  # photographs are listed below, which checks as much
+            check_in_place(format_name, root, split=settings.train_split if layout.read_scene else "all")
+    else:
+        raise DataError(f"{name}: neither unpacked nor given a root")
+    scenes = list_subsets(
+        description,
+        root,
+        format_name=format_name,
+        train_split=settings.train_split,
+        validation_split=settings.validation_split,
+        max_validation=max_validation(settings, format_name),
+    )
+    what = "scenes" if layout.list_images is None else "photographs"
+    _log.info(
+        "%s: %d training and %d validation %s", name, len(scenes["train"]), len(scenes["validation"]), what
+    )
+    index = DatasetIndex(
+        dataset=name,
+        format=format_name,
+        root=str(root),
+        train=scenes["train"],
+        validation=scenes["validation"],
+        content=None if unpacked is None else digest_file(unpacked),
+    )
+    atomic_write_json(out, dump_typed(index))
+
+
+def read_index(path: Path) -> DatasetIndex:
+    """Read what `index_dataset` wrote. Raises ConfigError."""
+    return load_typed(DatasetIndex, read_yaml(path), str(path))
+
+
+def label_shard(
+    *,
+    method: str,
+    settings: Mapping[str, Any],
+    weights: Path,
+    index: Path,
+    shard: int,
+    shards: int,
+    seed: int,
+    out: Path,
+    device: str = "auto",
+) -> None:
+    """Label every `shards`-th photograph of a dataset, beginning with number `shard`, into the folder `out`.
+
+    index: what `index_dataset` wrote; training and validation photographs are labelled alike
+    Goes on where a former attempt stopped. Raises DataError, ConfigError.
+    """
+    from matchlib.api import choose_device
+    from matchlib.photo_pairs.labelling import label_photographs
+
+    spec = METHODS.get(method)
+    if spec.labeller is None:
+        raise DataError(f"{method} labels no photographs")
+    found = read_index(index)
+    names = (*found.train, *found.validation)[shard::shards]
+    build = cast(Any, load_symbol(spec.labeller))
+    labeller = build(method_settings(spec, settings, f"settings of {method}"), weights, choose_device(device))
+    label_photographs(root=Path(found.root), names=names, labeller=labeller, out=out, seed=seed)

@@ -1,0 +1,19 @@
+"""PCK of one method by one protocol."""
+
+import json
+from pathlib import Path
+
+from matchlib.jobs.evaluation import run_pck
+from matchlib.logs import log_to
+
+with log_to(snakemake.log[0]):
+    run_pck(
+        json.loads(snakemake.params.protocol),
+        method=snakemake.params.method,
+        settings=json.loads(snakemake.params.settings),
+        weights=Path(snakemake.input.weights) if snakemake.input.get("weights") else None,
+        root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
+        points=Path(snakemake.input.points),
+        label=snakemake.wildcards.label,
+        out=Path(snakemake.output.result),
+    )
