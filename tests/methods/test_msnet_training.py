@@ -252,6 +252,13 @@ def test_a_pair_without_overlap_costs_nothing_and_keeps_its_gradient():
         assert math.isnan(model.eval().validation_step(apart)["pck"])
 
 
+def test_values_that_are_not_finite_show_in_the_loss_for_the_trainer_to_skip():
+    pair = make_pair()
+    spoilt = dataclasses.replace(pair, image1=pair.image1.index_fill(3, torch.tensor([30]), torch.nan))
+    losses = build(config(), "descriptor", 0).train().training_step(spoilt)
+    assert not total(losses).isfinite()
+
+
 def test_each_view_is_normalised_by_its_own_statistics():
     """Changing view 1 must not change the descriptors of view 0."""
     pair = make_pair()

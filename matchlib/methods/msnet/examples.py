@@ -69,9 +69,11 @@ def mine_negatives(
     generator = generator_for(seed, "msnet", "mining phase")
     interval = config.mining_interval
     x, y = (int(generator.integers(min(interval, size))) for size in (width, height))
+    # Mining refuses values that are not finite; the loss shows them to the trainer, which skips the step.
+    queries, candidates = (torch.nan_to_num(t) for t in (descriptors0_ND, F.normalize(map1_Dhw, dim=0)))
     mined = hardest_negatives(
-        descriptors0_ND[None].float(),
-        F.normalize(map1_Dhw, dim=0)[None],
+        queries[None],
+        candidates[None],
         points1_N2[None] / DESCRIPTOR_STRIDE,
         config.mining_radius_cells,
         interval=interval,

@@ -143,7 +143,8 @@ class SuperPointDescriptors:
         """Descriptors (N, 1, D) float32 of unit length at positions (N, 2) in pixels of the image; N may be
         0."""
         check_shape("points", points_N2, "N 2")
-        seen_N2 = (points_N2.float() + 0.5) * points_N2.new_tensor(self.ratio, dtype=torch.float32) - 0.5
+        points_N2 = points_N2.to(self.descriptor_map.device, torch.float32)
+        seen_N2 = (points_N2 + 0.5) * points_N2.new_tensor(self.ratio) - 0.5
         return sample_descriptors(self.descriptor_map, seen_N2, self.config)[:, None]
 
 
