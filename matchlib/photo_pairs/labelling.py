@@ -32,7 +32,6 @@ from matchlib.revisions import REVISIONS
 _log = logging.getLogger(__name__)
 
 
-
 class Labeller(Protocol):
     """A detector that labels photographs.
 

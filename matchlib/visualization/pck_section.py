@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -183,9 +182,9 @@ def _ablation_part(ablations: Sequence[PCKAblation]) -> Section:
     return Section(
         title="Descriptor or search?",
         text=[
-            "The same descriptors at the same points, searched exactly and by OpenCV's FLANN with its defaults (4 k-d "
-            "trees, 32 checks). Sets of descriptors have no such search. What is lost here is lost by the search; figures found with FLANN do not compare "
-            "to figures found exactly."
+            "The same descriptors at the same points, searched exactly and by OpenCV's FLANN with its defaults (4 "
+            "k-d trees, 32 checks); sets of descriptors have no such search. What is lost here is lost by the "
+            "search; figures found with FLANN do not compare to figures found exactly."
         ],
         tables=[Table(columns=columns, rows=rows, caption="PCK by exact and by approximate search")],
     )

@@ -101,7 +101,10 @@ def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
         (lambda c: c["baselines"].update(mine={"method": "disk"}), "needs weights; name their file"),
         (lambda c: c["runs"]["msnet"].update(train_on=["hpatches"]), "format photos or coco"),
         (lambda c: c["runs"]["msnet"].update(train_on=[]), "runs.msnet.train_on: expected at least one"),
-        (lambda c: c["runs"]["msnet"]["variants"].update(x={"member": 1}), "runs.msnet.variants.x: member: unknown key"),
+        (
+            lambda c: c["runs"]["msnet"]["variants"].update(x={"member": 1}),
+            "runs.msnet.variants.x: member: unknown key",
+        ),
         (lambda c: c["runs"]["superpoint"]["stages"].pop("shapes"), "starts from stage 'shapes'"),
         (lambda c: c["runs"]["superpoint"].update(label_shards=0), "label_shards: expected at least 1"),
         (lambda c: c["evaluate_pck"].update(methods=["surf"]), "evaluate_pck.methods: unknown label"),
@@ -159,10 +162,10 @@ def test_schema_and_reference_are_those_of_the_dataclasses() -> None:
 
 def test_what_the_snakefile_imports_does_not_import_torch_or_opencv() -> None:
     code = (
-        "import sys, matchlib, matchlib.config, matchlib.cli, matchlib.ops.build, matchlib.completion\n"
+        "import sys, matchlib, matchlib.workflow, matchlib.cli, matchlib.ops.build, matchlib.completion\n"
         f"from pathlib import Path; from matchlib.typed_yaml import read_yaml\n"
         f"path = Path({str(CONFIG)!r})\n"
-        "matchlib.config.load_workflow(read_yaml(path), where='c', folder=path.parent)\n"
+        "matchlib.workflow.load_workflow(read_yaml(path), where='c', folder=path.parent)\n"
         "print([m for m in ('torch', 'cv2', 'pandas', 'matplotlib', 'snakemake') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

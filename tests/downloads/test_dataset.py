@@ -19,7 +19,15 @@ from matchlib.downloads.plan import plan, render_plan
 from matchlib.errors import ConfigError, DataError
 
 DESCRIPTIONS = Path(__file__).parents[2] / "config" / "datasets"
-REAL = ("gl3d", "blendedmvs", "blendedmvs_plus", "blendedmvs_plusplus", "hpatches", "coco2017", "coco2017_test")
+REAL = (
+    "gl3d",
+    "blendedmvs",
+    "blendedmvs_plus",
+    "blendedmvs_plusplus",
+    "hpatches",
+    "coco2017",
+    "coco2017_test",
+)
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
