@@ -58,24 +58,27 @@ rule pck_points:
 
 
 rule evaluate_pck_method:
-    """PCK of one method by one protocol."""
+    """PCK of one method by all protocols."""
     input:
         index="results/datasets/{dataset}.json",
-        points="results/pck/{dataset}/{protocol}/points.h5",
+        points=expand(
+            "results/pck/{{dataset}}/{protocol}/points.h5", protocol=PCK_PROTOCOLS
+        ),
         weights=weights_of,
         extension=ancient("build/extension/build_info.json"),
     output:
-        result="results/pck/{dataset}/{protocol}/{label}.json",
+        results=expand(
+            "results/pck/{{dataset}}/{protocol}/{{label}}.json", protocol=PCK_PROTOCOLS
+        ),
     log:
-        "logs/pck/{dataset}/{protocol}/{label}.log",
+        "logs/pck/{dataset}/{label}.log",
     benchmark:
-        "results/benchmarks/pck/{dataset}/{protocol}/{label}.tsv"
-    threads: 2
+        "results/benchmarks/pck/{dataset}/{label}.tsv"
     resources:
         gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
         mem_mb=8000,
     params:
-        protocol=lambda wildcards: json_of(PCK_PROTOCOLS[wildcards.protocol]),
+        protocols=[json_of(protocol) for protocol in PCK_PROTOCOLS.values()],
         method=lambda wildcards: LABELS[wildcards.label].method,
         settings=lambda wildcards: json.dumps(
             dict(LABELS[wildcards.label].settings), sort_keys=True
@@ -96,12 +99,11 @@ rule pck_ablation_method:
         result="results/pck/{dataset}/{protocol}/ablation/{label}.json",
     log:
         "logs/pck/{dataset}/{protocol}/ablation/{label}.log",
-    threads: 2
     resources:
         gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
         mem_mb=8000,
     params:
-        protocol=rules.evaluate_pck_method.params.protocol,
+        protocol=rules.pck_points.params.protocol,
         method=rules.evaluate_pck_method.params.method,
         settings=rules.evaluate_pck_method.params.settings,
         revision=REVISIONS["pck"],

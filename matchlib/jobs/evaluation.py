@@ -77,21 +77,21 @@ def run_pck_points(settings: Mapping[str, Any], *, root: Path, out: Path) -> Non
 
 
 def run_pck(
-    protocol: Mapping[str, Any],
+    protocols: Sequence[Mapping[str, Any]],
     *,
     method: str,
     settings: Mapping[str, Any],
     weights: Path | None,
     root: Path,
-    points: Path,
+    points: Sequence[Path],
     label: str,
-    out: Path,
+    out: Sequence[Path],
     device: str = "auto",
 ) -> None:
-    """Evaluate one method by one PCK protocol.
+    """Evaluate one method by several PCK protocols.
 
-    protocol: of `evaluate_pck.protocols`; method, settings, weights: as `api.build_describer` takes them
-    points:   what `run_pck_points` wrote for the same protocol
+    protocols:   of `evaluate_pck.protocols`, each with its file of `run_pck_points` in `points` and its result in `out`
+    method, settings, weights: as `api.build_describer` takes them
     """
     from matchlib.api import build_describer
     from matchlib.evaluation.pck import evaluate_pck
@@ -99,9 +99,9 @@ def run_pck(
     from matchlib.evaluation.pck_result import write_pck_result
 
     describer = build_describer(method, weights=weights, settings=settings, device=device)
-    chosen = load_typed(PCKProtocol, dict(protocol), "evaluate_pck.protocols")
-    result = evaluate_pck(describer, root, points, protocol=chosen, label=label)
-    write_pck_result(result, out)
+    for protocol, places, path in zip(protocols, points, out, strict=True):
+        chosen = load_typed(PCKProtocol, dict(protocol), "evaluate_pck.protocols")
+        write_pck_result(evaluate_pck(describer, root, places, protocol=chosen, label=label), path)
 
 
 def run_pck_ablation(

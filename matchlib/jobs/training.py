@@ -97,6 +97,7 @@ def run_training(job: TrainingJob, out: Path, *, device: str) -> None:
         "method": job.method,
         "stage": job.stage,
         "settings": dump_typed(settings),
+        "files": _digests_of_files(dump_typed(settings)),
         "seed": job.seed,
         "training_pairs": train.digest,
         "validation_pairs": None if validation is None else validation.digest,
@@ -124,6 +125,19 @@ def run_training(job: TrainingJob, out: Path, *, device: str) -> None:
         initial_weights=initial,
         manifest=manifest,
     )
+
+
+def _digests_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Digest by path of the files that settings name: keys that end in `_weights`, at any depth."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _digests_of_files(value)
+        elif key.endswith("_weights") and value is not None:
+            if not Path(value).is_file():
+                raise DataError(f"{key}: no such weights file: {value}")
+            found[str(value)] = digest_file(Path(value))
+    return found
 
 
 def _pairs_of(job: TrainingJob, stage: StageSpec, settings: Any, subset: str) -> PairSource | None:
