@@ -17,12 +17,26 @@ from matchlib.registry import load_symbol
 
 
 def choose_device(device: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU; anything else is returned as it is."""
-    if device != "auto":
+    """`auto` is the first GPU where there is one, else the CPU; anything else is returned as it is.
+
+    Raises ConfigError for what is no device, and for a GPU that this machine lacks.
+    """
+    if device == "cpu":
         return device
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:<number>, got '{device}'") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: '{device}' asks for a GPU, of which this machine offers {torch.cuda.device_count()}; use "
+            f"auto or cpu"
+        )
+    return device
 
 
 def build_extractor(

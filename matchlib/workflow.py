@@ -135,7 +135,8 @@ class Workflow:
 def _rows_of_run(name: str, run: RunConfig) -> list[Candidate]:
     """A run before its first step, after each stage, and its variants."""
     shared: dict[str, Any] = {"method": run.method, "run": name}
-    stages = list(run.stages)
+    # In the order of training, whatever that of the configuration.
+    stages = [stage for stage in METHODS.get(run.method).stages if stage in run.stages]
     rows = [
         Candidate(label=f"{name}-initial", settings=run.settings, stage=stages[0], initial=True, **shared)
     ]
@@ -203,20 +204,21 @@ def list_subsets(
 def select_scenes(
     source: DatasetSource, scenes: Iterable[str], held_out: Iterable[str] | None, max_validation: int
 ) -> dict[str, tuple[str, ...]]:
-    """Split a dataset's scenes: excluded ones leave, validation scenes never train.
+    """Split a dataset's scenes: excluded ones never train and validate only if `held_out` names them, as GL3D's
+    own test list does; validation scenes never train.
 
     Without `held_out`, validation scenes are the description's own; without any of those, the last
     `max_validation` scenes (at most a fifth) in sorted order are held out.
     """
     usable = sorted(set(scenes) - set(source.exclude_scenes))
     if held_out is None:
-        held_out = [scene for scene in usable if scene in set(source.validation_scenes)]
+        held_out = sorted(set(usable) & set(source.validation_scenes))
         if not held_out:
             held_out = usable[len(usable) - min(max_validation, len(usable) // 5) :]
-    validation = sorted(set(held_out))
+    validation = set(held_out)
     return {
-        "train": tuple(scene for scene in usable if scene not in set(validation)),
-        "validation": tuple(validation[:max_validation]),
+        "train": tuple(scene for scene in usable if scene not in validation),
+        "validation": tuple(sorted(validation)[:max_validation]),
     }
 
 
@@ -310,6 +312,8 @@ def _check_baseline(name: str, baseline: BaselineConfig) -> None:
     method_settings(spec, baseline.settings, f"baselines.{name}.settings")
     if spec.weights != "none" and baseline.weights is None:
         raise ConfigError(f"baselines.{name}.weights: {baseline.method} needs weights; name their file")
+    if spec.weights == "none" and baseline.weights is not None:
+        raise ConfigError(f"baselines.{name}.weights: {baseline.method} has no weights; leave them out")
 
 
 def _check_labels(workflow: Workflow) -> None:

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (0 done, 1 a stated error, 75 interrupted: run again to go on)."""
     from matchlib.logs import log_to
 
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         with log_to(None):
             run: Callable[[argparse.Namespace], int | None] = options.run
@@ -23,6 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `matchlib plan | head`
         sys.stderr.close()
         return 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command; `KEY=VALUE` words may stand anywhere behind the verb.
+
+    argparse itself takes all positional words from one place and calls those behind the next option unrecognised.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(options, "settings") or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

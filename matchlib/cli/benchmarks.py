@@ -29,7 +29,10 @@ def add_verbs(verbs: Verbs) -> None:
         help="of the protocol, e.g. sequences=all_present; may be repeated",
     )
     one.add_argument(
-        "--points", type=Path, metavar="FILE", help="places of an earlier run; default: drawn anew"
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help="query points, drawn into this file where it does not exist; default: drawn anew and not kept",
     )
     one.add_argument("--label", help="name in tables; default: the method's name")
     one.add_argument("--out", type=Path, metavar="FILE.json")
@@ -72,9 +75,8 @@ def _evaluate_pck(options: argparse.Namespace) -> None:
         device=options.device,
     )
     with tempfile.TemporaryDirectory() as folder:
-        points = options.points
-        if points is None:
-            points = Path(folder) / "points.h5"
+        points = options.points or Path(folder) / "points.h5"
+        if not points.exists():
             write_points(options.root, protocol, points)
         result = evaluate_pck(
             describer, options.root, points, protocol=protocol, label=options.label or options.method

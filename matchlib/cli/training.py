@@ -30,7 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_device(one)
-    add_settings(one, "of the method, e.g. adaptation.warps=50")
+    add_settings(one, "of the method, e.g. adaptation.views=50")
     one = verbs.add("import-weights", _import_weights, "A weights file of another program as one of ours.")
     one.add_argument("file", type=Path, help="e.g. superpoint_v6_from_tf.pth")
     one.add_argument("--method", required=True, help="see `matchlib methods`")
@@ -57,7 +57,11 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _processes(wanted: str) -> int:
+    from matchlib.errors import ConfigError
+
     if wanted != "auto":
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ConfigError(f"--processes: expected auto or a number of at least 1, got '{wanted}'")
         return int(wanted)
     import torch
 

@@ -136,7 +136,7 @@ def _evaluate(
     with progress:
         for pair in _described_pairs(describer, root, points, protocol, clock):
             indices = [_match(pair, describer, protocol, matcher, clock) for matcher in matchers]
-            same_index.append(float(np.mean(np.all(np.equal(indices, indices[0]), axis=0))))
+            same_index.append(_agreement(pair, indices))
             for row, index in zip(rows, indices, strict=True):
                 row.append(_pair_figures(pair, index, protocol))
             progress.update()
@@ -237,6 +237,16 @@ def _match(
             member_pairs=describer.member_pairs,
             seed=seed,
         )
+
+
+def _agreement(pair: _DescribedPair, indices: Sequence[Index]) -> float:
+    """Share of queries for which all matchers find the same place.
+
+    Places, not indices: truncated partners often coincide, and then any of them is the nearest.
+    """
+    first = pair.places[indices[0]]
+    same = [(index >= 0) & (pair.places[index] == first).all(axis=1) for index in indices]
+    return float(np.mean(np.all(same, axis=0)))
 
 
 def _pair_figures(pair: _DescribedPair, index: Index, protocol: PCKProtocol) -> PCKPair:

@@ -121,8 +121,9 @@ PCK_PROTOCOLS: tuple[PCKProtocol, ...] = (
 )
 """`as-coded`: what the public code of MSNet computes. `as-described`: what its README says.
 
-differs from lin-zju/my-descriptor-space in both: the draw is seeded, and search is exact for all methods
-(upstream: exact for one of them, approximate for the others).
+differs from lin-zju/my-descriptor-space in both: the draw is seeded; search is exact for all methods (upstream:
+exact for one of them, approximate for the others); and maps are read where a describer's own settings say, by
+default exactly (upstream: up to a cell off).
 """
 
 _POINT_KEYS = (

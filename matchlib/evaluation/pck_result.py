@@ -148,8 +148,8 @@ class PCKAblation:
     """The same descriptors and points searched exactly and by FLANN.
 
     flann:      None for sets of descriptors, which have no approximate search
-    same_index: share of queries of each pair for which FLANN finds the exact nearest candidate, in the order
-                of the pairs; empty without `flann`
+    same_index: share of queries of each pair for which FLANN finds the exact nearest candidate, or another at
+                the same place, in the order of the pairs; empty without `flann`
     """
 
     exact: PCKResult

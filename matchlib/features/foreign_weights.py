@@ -28,6 +28,7 @@ _UNREADABLE = (
     KeyError,
     TypeError,
     AttributeError,
+    OSError,
 )
 
 
@@ -52,14 +53,35 @@ def load_weights(
 
     path:              what `torch.save` or safetensors wrote: a state dict, alone or under a usual key
     what:              the network's name, for messages
-    computed:          names of buffers that the constructor computes; a file may leave them out
+    computed:          names of buffers that the constructor computes: a file's, if it has them, are not read
     ignore_unexpected: tensors that the network does not have are named in the log instead of refused
     Nothing is executed from the file (`weights_only`). Raises DataError for a file that is absent, unreadable, or
     of another network; the message names the first tensor, in the network's order, that differs.
     """
-    state = read_state_dict(path)
-    wanted = module.state_dict()
-    optional = {name for name in wanted if name in computed or name.endswith(".num_batches_tracked")}
+    fill_module(
+        module,
+        read_state_dict(path),
+        path=path,
+        what=what,
+        computed=computed,
+        ignore_unexpected=ignore_unexpected,
+    )
+    return digest_file(path)
+
+
+def fill_module(
+    module: nn.Module,
+    found: Mapping[str, Tensor],
+    *,
+    path: Path,
+    what: str,
+    computed: tuple[str, ...] = (),
+    ignore_unexpected: bool = False,
+) -> None:
+    """As `load_weights`, with tensors by name that were read from `path` before."""
+    state = {name: tensor for name, tensor in found.items() if name not in computed}
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if name not in computed}
+    optional = {name for name in wanted if name.endswith(".num_batches_tracked")}
     missing = [name for name in wanted if name not in state and name not in optional]
     unexpected = [name for name in state if name not in wanted]
     for name, tensor in wanted.items():
@@ -75,7 +97,6 @@ def load_weights(
             "%s: %d tensors that %s does not have: %s", path, len(unexpected), what, unexpected[:5]
         )
     module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
-    return digest_file(path)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

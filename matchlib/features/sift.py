@@ -47,10 +47,17 @@ class SiftExtractor:
     def extract(self, image: Image) -> Features:
         """Features of one (H, W, 3) uint8 RGB image, strongest response first.
 
-        A place with two dominant orientations gives two keypoints. Raises ShapeError.
+        A place with two dominant orientations gives two keypoints; an image of no pixels has none. Raises
+        ShapeError.
         """
         sizes = check_shape("image", image, "H W 3")
-        keypoints, raw = self._sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+        if image.dtype != np.uint8:
+            raise ShapeError(f"image: expected uint8, got {image.dtype}")
+        keypoints, raw = (
+            self._sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+            if image.size
+            else ((), None)
+        )
         found = np.empty((0, self.descriptor_dim)) if raw is None else raw
         descriptors = np.asarray(found, dtype=np.float32)
         position = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float32).reshape(-1, 2)

@@ -11,7 +11,7 @@ from matchlib import revisions
 from matchlib.completion import MARKER, atomic_write_json, digest_file, digest_json, fingerprint
 from matchlib.config import DatasetConfig, RunConfig, method_settings
 from matchlib.datasets.types import FORMATS
-from matchlib.errors import DataError
+from matchlib.errors import ConfigError, DataError
 from matchlib.jobs.data import DatasetIndex, read_index
 from matchlib.methods.spec import METHODS, StageSpec
 from matchlib.photo_pairs.config import WarpConfig
@@ -86,27 +86,16 @@ def run_training(job: TrainingJob, out: Path, *, device: str) -> None:
     settings = method_settings(spec, job.settings, f"settings of {job.method}")
     if spec.trainable is None:
         raise DataError(f"{job.method} is not trained")
+    if job.stage not in spec.stages:
+        known = ", ".join(spec.stages)
+        raise ConfigError(f"stage: unknown stage '{job.stage}' of {job.method} (known: {known})")
     train = _pairs_of(job, spec.stages[job.stage], settings, "train")
     if train is None:
         raise DataError(
             f"{job.run}/{job.stage}: no training pairs; name datasets under runs.{job.run}.train_on"
         )
     validation = _pairs_of(job, spec.stages[job.stage], settings, "validation")
-    initial = None if job.initial_weights is None else Path(job.initial_weights)
-    manifest = {
-        "method": job.method,
-        "stage": job.stage,
-        "settings": dump_typed(settings),
-        "files": _digests_of_files(dump_typed(settings)),
-        "seed": job.seed,
-        "training_pairs": train.digest,
-        "validation_pairs": None if validation is None else validation.digest,
-        "initial_weights": None if initial is None else digest_file(initial),
-        "data": {
-            **{p.dataset: digest_json([list(p.train), list(p.validation)]) for p in job.pairs},
-            **{p.dataset: p.content for p in job.photos},
-        },
-    }
+    manifest = _manifest(job, settings, train, validation)
     build = cast(Any, load_symbol(spec.trainable))
     train_stage(
         model=build(settings, job.stage, job.seed),
@@ -122,9 +111,29 @@ def run_training(job: TrainingJob, out: Path, *, device: str) -> None:
         ),
         seed=job.seed,
         device=device,
-        initial_weights=initial,
+        initial_weights=None if job.initial_weights is None else Path(job.initial_weights),
         manifest=manifest,
     )
+
+
+def _manifest(
+    job: TrainingJob, settings: Any, train: PairSource, validation: PairSource | None
+) -> dict[str, Any]:
+    """What the weights depend on beside the stage's configuration; stands in their header."""
+    return {
+        "method": job.method,
+        "stage": job.stage,
+        "settings": dump_typed(settings),
+        "files": _digests_of_files(dump_typed(settings)),
+        "seed": job.seed,
+        "training_pairs": train.digest,
+        "validation_pairs": None if validation is None else validation.digest,
+        "initial_weights": None if job.initial_weights is None else digest_file(Path(job.initial_weights)),
+        "data": {
+            **{p.dataset: digest_json([list(p.train), list(p.validation)]) for p in job.pairs},
+            **{p.dataset: p.content for p in job.photos},
+        },
+    }
 
 
 def _digests_of_files(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -51,13 +51,15 @@ def hardest_cells_reference(
     borders = first_cell.tolist()
     disc_boxes = sum((2 * _box(radius_sq) + 1) ** 2 for radius_sq in radii_sq.tolist())
     rows_per_tile = max(1, min(_ROWS, _DISC_CELLS // max(1, disc_boxes)))
-    for image in range(batch):
-        own = cells[borders[image] : borders[image + 1]]
-        for rows in slices(count if len(own) else 0, rows_per_tile):
-            discs = _disc_cells(centres[image, rows], radii_sq, candidates.shape[2], candidates.shape[3])
-            found = _search_image(queries[image, rows], candidates[image].flatten(1), own, *discs)
-            index[image, rows][found.row] = found.cell
-            similarity[image, rows][found.row] = found.score
+    # Mixed precision would make the products coarser than their bound says.
+    with torch.autocast(queries.device.type, enabled=False):
+        for image in range(batch):
+            own = cells[borders[image] : borders[image + 1]]
+            for rows in slices(count if len(own) else 0, rows_per_tile):
+                discs = _disc_cells(centres[image, rows], radii_sq, candidates.shape[2], candidates.shape[3])
+                found = _search_image(queries[image, rows], candidates[image].flatten(1), own, *discs)
+                index[image, rows][found.row] = found.cell
+                similarity[image, rows][found.row] = found.score
     return index, similarity
 
 

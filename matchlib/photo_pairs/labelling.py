@@ -146,7 +146,7 @@ def _read_part(path: Path, count: int) -> list[Float32 | None] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             counts, joined = stored["counts"], stored["points"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _log.warning("%s: damaged (%s); these photographs are labelled again", path, error)
         return None
     ends = np.cumsum(np.maximum(counts, 0))

@@ -124,7 +124,7 @@ def finished_shards(folder: Path) -> tuple[Path, ...]:
 
 def _read_index(folder: Path, shard: int) -> dict[str, _Slice]:
     require_complete(folder, hint="label these photographs again")
-    names: list[str] = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    names = _read_names(folder / NAMES)
     counts = _read_array(folder / COUNTS)
     points = _read_array(folder / POINTS, lazily=True)
     ends = np.cumsum(counts)
@@ -141,10 +141,20 @@ def _read_index(folder: Path, shard: int) -> dict[str, _Slice]:
     }
 
 
+def _read_names(path: Path) -> list[str]:
+    try:
+        names: list[str] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not readable as a list of names ({error}); label these photographs again"
+        ) from error
+    return names
+
+
 def _read_array(path: Path, *, lazily: bool = False) -> npt.NDArray[np.float32]:
     try:
         array: npt.NDArray[np.float32] = np.load(path, mmap_mode="r" if lazily else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
         raise DataError(
             f"{path}: not readable as an array ({error}); label these photographs again"
         ) from error

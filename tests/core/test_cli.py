@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +14,15 @@ import pytest
 import skimage.data
 
 import matchlib
-from matchlib.cli import main
-from matchlib.datasets.images import write_image
+from matchlib.api import choose_device
+from matchlib.cli import main, parse
+from matchlib.datasets.hpatches import write_homography
+from matchlib.datasets.images import read_image, write_image
 from matchlib.errors import ConfigError, DataError
-from matchlib.typed_yaml import parse_overrides
+from matchlib.evaluation.pck_points import read_points
+from matchlib.evaluation.pck_result import read_pck_result
+from matchlib.methods.spec import METHODS
+from matchlib.typed_yaml import load_typed, parse_overrides
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,43 @@ def test_settings_are_read_as_nested_keys() -> None:
     for wrong in (["novalue"], ["=3"], ["a=1", "a.b=2"]):
         with pytest.raises(ConfigError):
             parse_overrides(wrong)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import-weights", "v1.pth", "--method", "superpoint", "--out", "o", "network.layout=vgg", "a.b=1"],
+        ["import-weights", "v1.pth", "network.layout=vgg", "--method", "superpoint", "--out", "o", "a.b=1"],
+        ["match", "1.jpg", "2.jpg", "--method", "superpoint", "network.layout=vgg", "--out", "o", "a.b=1"],
+        ["label", "--weights", "w", "network.layout=vgg", "a.b=1", "--index", "i", "--out", "o"],
+    ],
+)
+def test_settings_may_stand_anywhere_behind_the_verb(words: list[str]) -> None:
+    options = parse(words)
+    assert options.settings == ["network.layout=vgg", "a.b=1"]
+    assert str(options.out) == "o"
+
+
+@pytest.mark.parametrize(
+    "words", [["methods", "a=1"], ["match", "1.jpg", "2.jpg", "--out", "o", "3.jpg"], ["methods", "--b=1"]]
+)
+def test_words_that_belong_nowhere_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(words)
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
+
+def test_examples_of_settings_in_the_help_are_settings() -> None:
+    config = METHODS.get("superpoint").config
+    load_typed(config, parse_overrides(["adaptation.views=50"]), "superpoint")
+    assert "adaptation.views=50" in _help_of("label")
+
+
+def _help_of(verb: str) -> str:
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        parse([verb, "--help"])
+    return text.getvalue()
 
 
 def test_extract_writes_one_file_with_a_group_per_relative_path(photos: Path, tmp_path: Path) -> None:
@@ -84,6 +128,15 @@ def test_trained_methods_need_their_weights_and_others_have_none(tmp_path: Path)
         matchlib.build_extractor("sift", settings={"max_keypoint": 3})
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"), [("gpu", "expected auto, cpu, cuda"), ("cuda:99", "'cuda:99' asks for a GPU")]
+)
+def test_devices_that_are_not_there_are_refused(device: str, expected: str, photos: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^device: .*{expected}"):
+        matchlib.extract(photos / "a.png", "sift", device=device)
+    assert choose_device("cpu") == "cpu" and choose_device("auto") in ("cpu", "cuda")
+
+
 def test_an_error_is_one_line_and_status_one(
     capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path
 ) -> None:
@@ -93,12 +146,39 @@ def test_an_error_is_one_line_and_status_one(
         (["extract", "--images", str(tmp_path), "--out", str(tmp_path / "f.h5")], "expected image files"),
         (["verify", str(tmp_path)], "not finished"),
         (["train", str(tmp_path / "job.json"), "--out", str(tmp_path / "o"), "--processes", "1"], "job.json"),
+        (
+            ["train", "job.json", "--out", str(tmp_path / "o"), "--processes", "two"],
+            "--processes: expected auto",
+        ),
+        (
+            ["train", "job.json", "--out", str(tmp_path / "o"), "--processes", "0"],
+            "--processes: expected auto",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 1
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and expected in lines[0], lines
+
+
+def test_pck_points_are_kept_for_the_next_method(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = read_image(photos / "a.png")[:120, :160]
+    for k in range(1, 7):
+        write_image(tmp_path / "hp" / "i_one" / f"{k}.ppm", image)
+    for k in range(2, 7):
+        write_homography(tmp_path / "hp" / "i_one" / f"H_1_{k}", np.eye(3))
+    points = tmp_path / "points.h5"
+    arguments = ["evaluate-pck", "--root", str(tmp_path / "hp"), "--points", str(points)]
+    arguments += ["--set", "sequences=all_present", "--set", "longer_side=160", "--set", "points=30"]
+    assert main([*arguments, "--method", "sift"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["pck"] == 1.0
+    before = points.stat()
+    assert main([*arguments, "--method", "rootsift", "--out", str(tmp_path / "r.json")]) == 0
+    assert (points.stat().st_ino, points.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert read_pck_result(tmp_path / "r.json").points_digest == read_points(points).digest
 
 
 def test_download_fetches_and_unpacks_a_description(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def test_rows_of_the_table_follow_from_runs_and_baselines() -> None:
     assert workflow.candidates()["aslfeat-initial"].initial
 
 
+def test_the_first_stage_is_that_of_the_method_however_stages_are_written() -> None:
+    def turn(config: dict[str, Any]) -> None:
+        stages = config["runs"]["superpoint"]["stages"]
+        config["runs"]["superpoint"]["stages"] = dict(reversed(stages.items()))
+
+    assert list(load(turn).candidates().items()) == list(load().candidates().items())
+    assert load(turn).candidates()["superpoint-initial"].stage == "shapes"
+
+
 def test_variants_are_rows_of_the_pck_table_only_and_oracles_too() -> None:
     workflow = load()
     variants = {"msnet-descriptor-coarse", "msnet-descriptor-v1", "msnet-descriptor-oracle"}
@@ -100,6 +109,10 @@ def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
         (lambda c: c["evaluate_hpatches"].update(methods=["surf"]), "unknown label 'surf'"),
         (lambda c: c["baselines"].update(mine={"method": "aslfeat"}), "needs weights; name their file"),
         (lambda c: c["baselines"].update(mine={"method": "disk"}), "needs weights; name their file"),
+        (
+            lambda c: c["baselines"].update(mine={"method": "sift", "weights": "w"}),
+            "mine.weights: sift has no",
+        ),
         (lambda c: c["runs"]["msnet"].update(train_on=["hpatches"]), "format photos or coco"),
         (lambda c: c["runs"]["msnet"].update(train_on=[]), "runs.msnet.train_on: expected at least one"),
         (
@@ -134,7 +147,7 @@ def _source(**fields: Any) -> DatasetSource:
     )
 
 
-def test_excluded_scenes_never_train_nor_validate_and_validation_scenes_never_train() -> None:
+def test_excluded_scenes_validate_only_if_a_list_names_them_and_validation_scenes_never_train() -> None:
     scenes = [f"s{i}" for i in range(20)]
     split = select_scenes(_source(exclude_scenes=("s3", "s19")), scenes, None, 2)
     assert not {"s3", "s19"} & {*split["train"], *split["validation"]}
@@ -143,6 +156,8 @@ def test_excluded_scenes_never_train_nor_validate_and_validation_scenes_never_tr
     assert named["validation"] == ("s1", "s2") and not {"s1", "s2", "s4"} & set(named["train"])
     listed = select_scenes(_source(), scenes, ["s5", "other"], 5)
     assert set(listed["validation"]) == {"s5", "other"} and "s5" not in listed["train"]
+    tested = select_scenes(_source(exclude_scenes=("s5",)), scenes, ["s5", "other"], 5)
+    assert tested["validation"] == ("other", "s5") and "s5" not in tested["train"]
 
 
 def test_the_gl3d_test_scenes_are_kept_out_of_blendedmvs_training() -> None:

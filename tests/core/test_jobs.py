@@ -89,6 +89,13 @@ def test_limits_of_the_configuration_reach_the_pairs(tmp_path: Path, monkeypatch
     assert training._match_set_pairs([group], "validation", (8, 8)) is None
 
 
+def test_a_job_of_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    job = training.TrainingJob(run="r", method="msnet", stage="desc", seed=0, config=StageConfig(steps=1))
+    with pytest.raises(ConfigError, match=r"unknown stage 'desc' of msnet \(known: descriptor\)"):
+        training.run_training(job, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_changed_weights_file_changes_the_job(tmp_path: Path) -> None:
     import torch
 

@@ -23,6 +23,7 @@ from matchlib.evaluation.pck_matchers import nearest_candidates
 from matchlib.evaluation.pck_points import read_points, write_points
 from matchlib.evaluation.pck_result import read_pck_ablation, write_pck_ablation, write_pck_result
 from matchlib.evaluation.pck_table import pck_ablation_table
+from matchlib.ops.nearest import nearest
 
 from .pck_world import RandomDescriber, ToyDense, ToyDescriber, textured_image, translation, write_world
 
@@ -300,6 +301,26 @@ def test_agreement_counts_the_queries_that_both_answer_alike(
     assert ablation.same_index == (0.5,) * 5
     assert ablation.exact.pck() == 1
     assert ablation.flann.pck() == 0.5, "a query without an answer is wrong"
+
+
+def test_candidates_at_one_place_are_as_good_as_each_other(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from twice as far, neighbouring partners are cut to the same pixel."""
+    protocol = replace(AS_CODED, points_from="uniform")
+    w = world({"v_a": [np.diag([0.5, 0.5, 1.0])] * 5}, protocol)
+    partners = read_points(w.points).pairs[0].points1
+    assert len(np.unique(partners, axis=0)) < 0.9 * len(partners)
+
+    def last_of_equals(queries: np.ndarray, candidates: np.ndarray, seed: int) -> np.ndarray:
+        _, name = np.unique(candidates, axis=0, return_inverse=True)
+        exact, _ = nearest(torch.from_numpy(queries), torch.from_numpy(candidates))
+        return np.array([np.nonzero(name == name[index])[0][-1] for index in exact.tolist()])
+
+    monkeypatch.setattr("matchlib.evaluation.pck_matchers._flann", last_of_equals)
+    ablation = evaluate_pck_ablation(ToyDescriber(), w.root, w.points, protocol=protocol)
+    assert ablation.exact.pairs == ablation.flann.pairs
+    assert ablation.same_index == (1.0,) * 5
 
 
 # ---------------------------------------------------------------- bad input

@@ -57,7 +57,7 @@ def test_rootsift_is_the_root_of_l1_normalised_sift(photo: Image) -> None:
     np.testing.assert_allclose(root**2, sift / sift.sum(axis=1, keepdims=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(40, 30, 3), (1, 1, 3), (7, 300, 3)])
+@pytest.mark.parametrize("shape", [(40, 30, 3), (1, 1, 3), (7, 300, 3), (0, 5, 3)])
 def test_a_featureless_image_gives_no_features(shape: tuple[int, int, int]) -> None:
     features = build_rootsift(SiftConfig(), None, "cpu").extract(np.full(shape, 128, np.uint8))
     assert features.keypoints.shape == (0, 2) and features.descriptors.shape == (0, 128)
@@ -66,6 +66,8 @@ def test_a_featureless_image_gives_no_features(shape: tuple[int, int, int]) -> N
 def test_wrong_images_and_settings_are_refused(photo: Image) -> None:
     with pytest.raises(ShapeError, match=r"image: expected shape \(H, W, 3\)"):
         build_sift(SiftConfig(), None, "cpu").extract(photo[:, :, 0])
+    with pytest.raises(ShapeError, match="image: expected uint8, got float64"):
+        build_sift(SiftConfig(), None, "cpu").extract(photo / 255)
     with pytest.raises(ConfigError, match="sift has no weights"):
         build_sift(SiftConfig(), Path("weights.pt"), "cpu")
     with pytest.raises(ConfigError, match="sift.sigma"):

@@ -163,6 +163,18 @@ def test_bad_weights_are_named(tmp_path: Path):
         build(config, tmp_path / "full.safetensors", "cpu")
 
 
+def test_the_first_tensor_that_differs_is_named(tmp_path: Path):
+    config, path = ASLFeatConfig(network=SMALL), tmp_path / "w.safetensors"
+    state = build_trainable(config, "base", seed=0).state_dict()
+    names = [name for name in state if name.endswith("weight")]
+    save_file(state | {names[1]: torch.zeros(1, 2), names[4]: torch.zeros(3)}, path)
+    with pytest.raises(DataError, match=rf"'{names[1]}': expected shape \(.*\), got \(1, 2\)"):
+        build(config, path, "cpu")
+    save_file({"another.weight": torch.zeros(2)}, path)
+    with pytest.raises(DataError, match=rf"'{names[0]}' is missing"):
+        build(config, path, "cpu")
+
+
 def test_fingerprint_follows_weights_and_inference_settings_only(tmp_path: Path):
     config = ASLFeatConfig(network=SMALL)
     path = tmp_path / "w.safetensors"

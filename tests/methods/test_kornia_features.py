@@ -457,6 +457,19 @@ def test_counters_may_be_missing_but_nothing_else(tmp_path: Path) -> None:
         load_weights(HardNet(False), path, what="HardNet")
 
 
+def test_a_buffer_that_the_constructor_computes_is_not_read_from_the_file(tmp_path: Path) -> None:
+    """kornia saves the grid of the soft maximum for the radius that it had; another radius needs another grid."""
+    state = randomised(lambda: ALIKED("aliked-t16", 150, 0.2, 2)).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    config = AlikedConfig(variant="aliked-t16", detection_threshold=0.0, nms_radius=4)
+    found = [aliked.build(config, tmp_path / "w.pth", "cpu").extract(photo_of(96, 64))]
+    del state["dkd.hw_grid"]
+    torch.save(state, tmp_path / "w.pth")
+    found.append(aliked.build(config, tmp_path / "w.pth", "cpu").extract(photo_of(96, 64)))
+    assert len(found[0]) > 0
+    np.testing.assert_array_equal(found[0].keypoints, found[1].keypoints)
+
+
 def test_the_first_difference_in_the_networks_order_is_named(tmp_path: Path) -> None:
     path, target = tmp_path / "w.pth", HardNet(False)
     state = dict(target.state_dict())
@@ -495,9 +508,10 @@ def test_broken_and_hostile_files_are_refused(tmp_path: Path, monkeypatch: pytes
     torch.save(HardNet(False).state_dict(), good)
     torch.save({"state_dict": Payload()}, tmp_path / "hostile.pth")
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:3000])
+    (tmp_path / "later.pth").write_bytes(good.read_bytes()[:59_811])  # torch says OSError here
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
-    for name in ("hostile", "cut", "text", "empty"):
+    for name in ("hostile", "cut", "later", "text", "empty"):
         with pytest.raises(
             DataError, match=f"{name}.pth: expected weights that torch.load reads without running"
         ):

@@ -352,6 +352,15 @@ def test_one_network_is_validated_under_any_reading(members):
         assert value == pytest.approx(np.mean([row[name] for row in single]), rel=1e-4), name
 
 
+def test_few_validation_points_have_a_loss_all_the_same():
+    """Training leaves out pairs with few correspondences; a figure of 0 would say that they are perfect."""
+    few = MSNetConfig(variant="v2", scale="predicted", validation=ValidationConfig(points=10))
+    assert few.loss.min_correspondences > 10
+    figures = build(few, "descriptor", 0).eval().validation_step(make_pair(HALF))
+    assert figures["loss"] > 0.1
+    assert figures["scale_error_octaves"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_pictures_are_images_and_leave_the_model_as_it_was():
     model = build(config(variant="v2", scale="predicted"), "descriptor", 0).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -329,6 +329,22 @@ def test_reduced_precision_of_products_changes_nothing(backend: Backend) -> None
     assert torch.equal(found.index, expected.index)
 
 
+@pytest.mark.parametrize("uses_onednn", [False, True])
+def test_mixed_precision_of_the_program_changes_nothing(
+    backend: Backend, uses_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matchlib.ops.matmul._onednn_is_faster", lambda: uses_onednn)
+    queries, candidates, centres = problem(1, 200, 8, 40, 60)
+    queries, candidates = (  # alike: bfloat16 cannot tell them apart
+        torch.nn.functional.normalize(1 + 0.3 * tensor, dim=dim)
+        for tensor, dim in ((queries, 2), (candidates, 1))
+    )
+    expected = hardest_negatives(queries, candidates, centres, 2.0, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = hardest_negatives(queries, candidates, centres, 2.0, backend=backend)
+    assert torch.equal(found.index, expected.index)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["queries", "candidates", "centres"])
 def test_values_that_are_not_finite_are_named(backend: Backend, bad: float, where: str) -> None:

@@ -100,3 +100,14 @@ def test_unfinished_foreign_and_mixed_shards_are_refused(shards, tmp_path):
     (folder / "01" / POINTS).write_bytes(b"\x93NUMPY")
     with pytest.raises(DataError, match="not readable as an array"):
         PseudoLabels([folder / "01"])
+
+
+@pytest.mark.parametrize("content", [None, b""], ids=["missing", "empty"])
+@pytest.mark.parametrize("name", [NAMES, COUNTS, POINTS])
+def test_a_lost_file_of_a_shard_is_named(shards, name, content):
+    path = shards[0] / "00" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{path}: not readable")):
+        PseudoLabels([path.parent])

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from matchlib.completion import digest_file, digest_json
 from matchlib.errors import DataError, ShapeError, check_shape
 from matchlib.features.dense import MemberPairs
+from matchlib.features.foreign_weights import fill_module
 from matchlib.features.types import Features, Float32, Image
 from matchlib.methods.aslfeat.config import ASLFeatConfig
 from matchlib.methods.aslfeat.detection import smallest_image
@@ -42,7 +43,7 @@ def build(config: ASLFeatConfig, weights: Path | None, device: str) -> ASLFeatEx
     """An extractor with the weights of a safetensors file; None gives the untrained network of seed 0.
 
     Whether the network is deformable is read from the file. Raises DataError for a file that is not weights
-    of this network.
+    of this network; it names the first tensor that differs.
     """
     model, weights_digest = _load_model(config, weights, device)
     return ASLFeatExtractor(model, weights_digest=weights_digest)
@@ -65,13 +66,7 @@ def _load_model(config: ASLFeatConfig, weights: Path | None, device: str) -> tup
         return model.to(device).eval(), "untrained"
     state = _read_weights(weights)
     model = ASLFeat(config, deformable=any("deform_param" in name for name in state))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first_fault = str(error).strip().splitlines()[-1].strip()
-        raise DataError(
-            f"{weights}: expected weights of aslfeat, variant '{config.network.variant}'; {first_fault}"
-        ) from error
+    fill_module(model, state, path=weights, what=f"aslfeat, variant '{config.network.variant}'")
     return model.to(device).eval(), digest_file(weights)
 
 

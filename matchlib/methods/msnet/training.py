@@ -148,11 +148,22 @@ class TrainableMSNet(MSNet):
         maps1: DescriptorMaps,
         found: Correspondences,
     ) -> dict[str, Tensor]:
-        """Losses and figures of one pair by name, from the first member."""
-        config = self.config.loss
+        """Losses and figures of one pair by name; losses 0 if it has too few correspondences."""
         counted = {"figure/correspondences": maps0.members[0].new_tensor(float(len(found)))}
-        if len(found) < config.min_correspondences:
+        if len(found) < self.config.loss.min_correspondences:
             return counted | self._no_terms(index, maps0, maps1)
+        return counted | self._terms(batch, index, maps0, maps1, found)
+
+    def _terms(
+        self,
+        batch: HomographyBatch,
+        index: int,
+        maps0: DescriptorMaps,
+        maps1: DescriptorMaps,
+        found: Correspondences,
+    ) -> dict[str, Tensor]:
+        """Losses and figures of at least one correspondence by name, from the first member."""
+        config = self.config.loss
         descriptors0 = maps0.read(index, found.points0 / DESCRIPTOR_STRIDE)[:, 0]
         partners = maps1.read(index, found.points1 / DESCRIPTOR_STRIDE)[:, 0]
         cells, is_mined = mine_negatives(
@@ -168,7 +179,7 @@ class TrainableMSNet(MSNet):
         row = {"distance": terms.distance, "similarity": terms.similarity}
         if self.config.predicts_scale:
             row |= self._scale_terms(batch, index, maps0, maps1, found)
-        return row | counted | {"figure/active_negatives": terms.active_share}
+        return row | {"figure/active_negatives": terms.active_share}
 
     def _scale_terms(
         self,
@@ -215,7 +226,7 @@ class TrainableMSNet(MSNet):
             nearest, _ = nearest_in_sets(sets0, sets1, member_pairs=self.config.member_pairs)
             error_px = torch.linalg.vector_norm(candidates[nearest] - found.points1, dim=1)
             figures[name] = float((error_px <= self.config.validation.threshold_px).float().mean())
-        terms = self._pair_terms(batch, index, maps0, maps1, found)
+        terms = self._terms(batch, index, maps0, maps1, found)
         figures["loss"] = float(sum(loss for name, loss in terms.items() if not name.startswith("figure/")))
         if self.config.predicts_scale:
             figures["scale_error_octaves"] = float(terms["figure/scale_error_octaves"])
