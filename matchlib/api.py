@@ -102,6 +102,15 @@ def import_weights(
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
 
 
+def _check_ready_made(
+    method: str | Extractor, weights: Path | str | None, settings: Mapping[str, Any] | None
+) -> None:
+    if not isinstance(method, str) and (weights is not None or settings is not None):
+        raise ConfigError(
+            f"{method.name}: weights and settings belong to a method's name; this extractor has its own already"
+        )
+
+
 def _checked(
     method: str, weights: Path | str | None, settings: Mapping[str, Any] | None
 ) -> tuple[MethodSpec, Any, Path | None]:
@@ -132,6 +141,7 @@ def extract(
     For many images build the extractor once (`build_extractor`) and pass it as `method`.
     Raises what `build_extractor` raises, and DataError for an unreadable image.
     """
+    _check_ready_made(method, weights, settings)
     extractor = (
         build_extractor(method, weights=weights, settings=settings, device=device)
         if isinstance(method, str)
@@ -156,6 +166,7 @@ def match(
     """
     from matchlib.matching.mutual_nearest import match_mutual_nearest
 
+    _check_ready_made(method, weights, settings)
     needs_extractor = isinstance(method, str) and not (
         isinstance(first, Features) and isinstance(second, Features)
     )

@@ -172,3 +172,14 @@ def method_settings(spec: MethodSpec, settings: Mapping[str, Any], where: str) -
 def settings_help(cls: type) -> dict[str, Any]:
     """Every key of a settings dataclass with its default, as plain values."""
     return dict(dump_typed(cls()))
+
+
+def weights_files(settings: Mapping[str, Any], where: str = "") -> dict[str, str]:
+    """Files that settings of a method name beside its weights, by key: keys that end in `_weights`, at any depth."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= weights_files(value, f"{where}{key}.")
+        elif key.endswith("_weights") and isinstance(value, str):
+            found[f"{where}{key}"] = value
+    return found

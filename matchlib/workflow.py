@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from matchlib.config import BaselineConfig, DatasetConfig, RunConfig, WorkflowConfig, method_settings
+from matchlib.config import (
+    BaselineConfig,
+    DatasetConfig,
+    RunConfig,
+    WorkflowConfig,
+    method_settings,
+    weights_files,
+)
 from matchlib.datasets.types import FORMATS
 from matchlib.downloads.config import DatasetSource, read_source
 from matchlib.errors import ConfigError
 from matchlib.methods.spec import METHODS, StageSpec
 from matchlib.registry import load_symbol
-from matchlib.typed_yaml import load_typed, merged
+from matchlib.typed_yaml import dump_typed, load_typed, merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +161,12 @@ def _rows_of_run(name: str, run: RunConfig) -> list[Candidate]:
         for variant, settings in run.variants.items()
     ]
     return rows
+
+
+def files_of_settings(row: Candidate) -> tuple[str, ...]:
+    """Files that the settings of a row name: keys that end in `_weights`, at any depth."""
+    settings = method_settings(METHODS.get(row.method), row.settings, row.label)
+    return tuple(weights_files(dump_typed(settings)).values())
 
 
 def _uses_truth(row: Candidate) -> bool:
@@ -322,7 +335,9 @@ def _check_labels(workflow: Workflow) -> None:
         len(run.stages) + len(run.variants) + 1 for run in workflow.config.runs.values()
     )
     if len(labels) != expected:
-        raise ConfigError("baselines: a baseline has the same label as a stage of a run; rename it")
+        raise ConfigError(
+            "runs, baselines: two rows of the tables have the same label; rename a run or baseline"
+        )
     hpatches, pck = workflow.config.evaluate_hpatches, workflow.config.evaluate_pck
     if hpatches is not None:
         _check_evaluation("evaluate_hpatches", hpatches.dataset, hpatches.methods or (), workflow)
@@ -332,13 +347,14 @@ def _check_labels(workflow: Workflow) -> None:
                     f"evaluate_hpatches.methods: '{label}' uses the true warp, which only evaluate_pck gives"
                 )
     if pck is not None:
-        named = (*(pck.methods or ()), *(pck.ablation.methods if pck.ablation else ()))
-        _check_evaluation("evaluate_pck", pck.dataset, named, workflow)
-        for label in named:
-            if METHODS.get(labels[label].method).dense is None:
-                raise ConfigError(
-                    f"evaluate_pck.methods: '{label}' ({labels[label].method}) has no descriptors at every place"
-                )
+        ablation = pck.ablation.methods if pck.ablation else ()
+        for where, named in (("evaluate_pck", pck.methods or ()), ("evaluate_pck.ablation", ablation)):
+            _check_evaluation(where, pck.dataset, named, workflow)
+            for label in named:
+                if METHODS.get(labels[label].method).dense is None:
+                    raise ConfigError(
+                        f"{where}.methods: '{label}' ({labels[label].method}) has no descriptors at every place"
+                    )
 
 
 def _check_evaluation(where: str, dataset: str, methods: Iterable[str], workflow: Workflow) -> None:

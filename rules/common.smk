@@ -9,7 +9,7 @@ from matchlib.errors import ConfigError, DataError
 from matchlib.ops.build import source_files, toolchain_fingerprint
 from matchlib.revisions import REVISIONS
 from matchlib.typed_yaml import dump_typed, merged, parse_overrides
-from matchlib.workflow import load_workflow, match_set_folder
+from matchlib.workflow import files_of_settings, load_workflow, match_set_folder
 
 CONFIG_FILES = [Path(path) for path in workflow.configfiles]
 REGENERATE = bool(config.pop("regenerate", False))  # --config regenerate=true
@@ -165,6 +165,16 @@ def weights_of(wildcards):
         return [] if row.weights is None else row.weights
     name = "initial" if row.initial else "weights"
     return f"results/train/{row.run}/{row.stage}/{name}.safetensors"
+
+
+def files_of_label(wildcards):
+    """Further files that the settings of a row name, e.g. a second weights file."""
+    return files_of_settings(LABELS[wildcards.label])
+
+
+def files_of_stage(wildcards):
+    """Files that the settings of a run name, e.g. ImageNet weights to start from."""
+    return files_of_settings(LABELS[f"{wildcards.run}-{wildcards.stage}"])
 
 
 def hpatches_files(pattern):

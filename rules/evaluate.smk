@@ -65,6 +65,7 @@ rule evaluate_pck_method:
             "results/pck/{{dataset}}/{protocol}/points.h5", protocol=PCK_PROTOCOLS
         ),
         weights=weights_of,
+        files=files_of_label,
         extension=ancient("build/extension/build_info.json"),
     output:
         results=expand(
@@ -94,6 +95,7 @@ rule pck_ablation_method:
         index="results/datasets/{dataset}.json",
         points="results/pck/{dataset}/{protocol}/points.h5",
         weights=weights_of,
+        files=files_of_label,
         extension=ancient("build/extension/build_info.json"),
     output:
         result="results/pck/{dataset}/{protocol}/ablation/{label}.json",

@@ -3,6 +3,7 @@ rule extract_features:
     input:
         index="results/datasets/{dataset}.json",
         weights=weights_of,
+        files=files_of_label,
         extension=ancient("build/extension/build_info.json"),
     output:
         features="results/features/{dataset}/{label}.h5",

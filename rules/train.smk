@@ -29,6 +29,7 @@ rule train_stage:
         ),
         labels=labels_of,
         initial=initial_weights_of,
+        files=files_of_stage,
         extension=ancient("build/extension/build_info.json"),  # a rebuild must not retrain
     output:
         marker="results/train/{run}/{stage}/.complete",

@@ -47,7 +47,7 @@ def _train(options: argparse.Namespace) -> int | None:
     from matchlib.jobs.training import read_training_job, run_training
     from matchlib.training.launch import run_processes
 
-    processes = _processes(options.processes)
+    processes = _processes(options.processes, options.device)
     if processes > 1 and "LOCAL_RANK" not in os.environ:  # torchrun's children carry it
         again = ["-m", "matchlib", "train", str(options.job)]
         again += ["--out", str(options.out), "--device", options.device]
@@ -56,13 +56,15 @@ def _train(options: argparse.Namespace) -> int | None:
     return None
 
 
-def _processes(wanted: str) -> int:
+def _processes(wanted: str, device: str) -> int:
     from matchlib.errors import ConfigError
 
     if wanted != "auto":
         if not wanted.isdecimal() or int(wanted) < 1:
             raise ConfigError(f"--processes: expected auto or a number of at least 1, got '{wanted}'")
         return int(wanted)
+    if device not in ("auto", "cuda"):  # the CPU, or one GPU by its number
+        return 1
     import torch
 
     return max(1, torch.cuda.device_count())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from matchlib import revisions
 from matchlib.completion import MARKER, atomic_write_json, digest_file, digest_json, fingerprint
-from matchlib.config import DatasetConfig, RunConfig, method_settings
+from matchlib.config import DatasetConfig, RunConfig, method_settings, weights_files
 from matchlib.datasets.types import FORMATS
 from matchlib.errors import ConfigError, DataError
 from matchlib.jobs.data import DatasetIndex, read_index
@@ -137,15 +137,12 @@ def _manifest(
 
 
 def _digests_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digest by path of the files that settings name: keys that end in `_weights`, at any depth."""
+    """Digest by path of the files that settings name."""
     found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _digests_of_files(value)
-        elif key.endswith("_weights") and value is not None:
-            if not Path(value).is_file():
-                raise DataError(f"{key}: no such weights file: {value}")
-            found[str(value)] = digest_file(Path(value))
+    for key, path in weights_files(settings).items():
+        if not Path(path).is_file():
+            raise DataError(f"{key}: no such weights file: {path}")
+        found[path] = digest_file(Path(path))
     return found
 
 

@@ -20,7 +20,8 @@ def matmul_nt(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     machine always rounds in the same way. On CUDA, products are TF32 if the program switched that on. No
     gradient flows through this function.
     """
-    with torch.no_grad():
+    # Under autocast a plain product would quietly become a bfloat16 one.
+    with torch.no_grad(), torch.autocast(a_ND.device.type, enabled=False):
         if uses_onednn(a_ND):
             product: Tensor = torch.ops.mkldnn._linear_pointwise(a_ND, b_MD, None, "none", [], "")
             return product

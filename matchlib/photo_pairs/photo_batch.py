@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matchlib.errors import check_shape
+from matchlib.errors import ShapeError, check_shape
 from matchlib.geometry.homography import points_in_front, warp_points
 from matchlib.geometry.sampling import inside
 from matchlib.photo_pairs.batch import HomographyBatch
@@ -48,14 +48,16 @@ class PhotoBatch:
 
     @staticmethod
     def stack(batches: list[PhotoBatch]) -> PhotoBatch:
-        """Join batches along B; labels stay only if all have them."""
+        """Join batches along B. Raises ShapeError if only some have labels."""
         joined: dict[str, Any] = {}
         for name in PhotoBatch.__slots__:
             values = [getattr(batch, name) for batch in batches]
             if isinstance(values[0], Tensor):
                 joined[name] = torch.cat(values)
-            elif any(value is None for value in values):
+            elif all(value is None for value in values):
                 joined[name] = None
+            elif any(value is None for value in values):
+                raise ShapeError(f"{name}: expected them in all batches or in none, got them in some")
             else:
                 joined[name] = tuple(item for value in values for item in value)
         return PhotoBatch(**joined)

@@ -123,6 +123,10 @@ def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
         (lambda c: c["runs"]["superpoint"].update(label_shards=0), "label_shards: expected at least 1"),
         (lambda c: c["evaluate_pck"].update(methods=["surf"]), "evaluate_pck.methods: unknown label"),
         (lambda c: c["evaluate_pck"].update(dataset="coco"), "expected a dataset of format hpatches"),
+        (
+            lambda c: c["evaluate_pck"]["ablation"].update(methods=["x"]),
+            "evaluate_pck.ablation.methods: unknown",
+        ),
         (lambda c: c["evaluate_pck"]["ablation"].update(protocol="x"), "ablation.protocol: unknown protocol"),
         (lambda c: c["evaluate_hpatches"].update(methods=["msnet-v2-descriptor"]), "uses the true warp"),
         (lambda c: c.update(mirror=None), "`mirror` is null"),

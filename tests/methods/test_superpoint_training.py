@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -185,7 +184,7 @@ def test_the_order_of_pairs_does_not_matter_in_evaluation():
     model, batch = build(config(), "superpoint", 0).eval(), pairs_batch()
     halves = [model.validation_step(part) for part in (_part(batch, 0), _part(batch, 1))]
     whole = model.validation_step(batch)
-    for name in ("loss", "repeatability", "matching_accuracy", "points", "matches"):
+    for name in ("loss", "detection_ap", "repeatability", "matching_accuracy", "points", "matches"):
         assert whole[name] == pytest.approx(np.mean([half[name] for half in halves]), rel=1e-4), name
 
 
@@ -251,9 +250,14 @@ def test_a_perfect_detector_of_shapes():
     assert with_oracle("shapes", blind).validation_step(batch)["detection_ap"] < 0.2
 
 
-def test_shapes_without_labels_have_no_precision():
+def test_shapes_without_labels_are_right_if_nothing_is_sure():
     batch = shapes_batch(1, kinds=("ellipses",))
-    assert math.isnan(build(config(), "shapes", 0).eval().validation_step(batch)["detection_ap"])
+    for confidence, expected in ((-9.0, 1.0), (9.0, 0.0)):
+        logits = torch.zeros(1, 65, batch.image.shape[2] // 8, batch.image.shape[3] // 8)
+        logits[:, 20] = confidence  # of one pixel in each cell
+        logits[:, 64] = 9.0 if confidence < 0 else 0.0
+        model = with_oracle("shapes", SuperPointMaps(logits, torch.empty(0)))
+        assert model.validation_step(batch)["detection_ap"] == expected
 
 
 @pytest.mark.parametrize("stage", STAGES)

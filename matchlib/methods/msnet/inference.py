@@ -186,6 +186,11 @@ def _scale_at_cells(
     if scale is None:
         raise ConfigError("members: oracle_blend needs the true scale of each image, got none")
     check_shape("scale", scale, f"{original_size[1]} {original_size[0]}")
+    if seen_size != original_size:
+        raise ConfigError(
+            f"max_image_side: expected at least {max(original_size)} for members oracle_blend, because shrinking an "
+            f"image changes its true scale"
+        )
     known = torch.from_numpy(np.where(np.isfinite(scale) & (scale > 0), scale, 1.0).astype(np.float32))
     factor = torch.tensor(original_size, dtype=torch.float32) / torch.tensor(seen_size, dtype=torch.float32)
     points = (pixel_grid(*cells) * DESCRIPTOR_STRIDE + 0.5) * factor - 0.5

@@ -70,7 +70,7 @@ class TrainableMSNet(MSNet):
 
         pck:               share of up to `validation.points` random pixels of view 0 whose nearest descriptor
                            among their partners' lies within `validation.threshold_px` of the true position
-        matching_accuracy: the same among all cells of view 1's map (at most 2.83 px from any position)
+        matching_accuracy: the same among all cells of view 1's map, 4 px apart
         loss:              as in training, on the first member and these points
         scale_error_octaves: where a scale is predicted
         A pair without a known point has none of them.

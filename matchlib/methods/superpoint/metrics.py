@@ -67,6 +67,18 @@ def average_precision(
     return float((envelope * ordered).sum() / count)
 
 
+def picture_precision(
+    detections: Detections, labels: Tensor, *, threshold_px: float, min_score: float
+) -> float:
+    """Average precision of one picture, 0 to 1, so that a mean over pictures does not depend on batches.
+
+    A picture without labels (an ellipse, noise) counts 1 if nothing in it scores above `min_score`, else 0.
+    """
+    if len(labels) == 0:
+        return float(not bool((detections.scores > min_score).any()))
+    return average_precision([detections], [labels], threshold_px=threshold_px)
+
+
 def true_detections(points: Tensor, labels: Tensor, *, threshold_px: float) -> Tensor:
     """(N,) bool on the CPU: which detections (N, 2), best first, are true.
 

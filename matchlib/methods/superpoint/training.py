@@ -10,7 +10,7 @@ differs from rpautrat/SuperPoint: stage "magicpoint" learns from both views of a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from matchlib.methods.superpoint.loss import descriptor_loss, detector_loss
 from matchlib.methods.superpoint.metrics import (
     CheckedMatches,
     Detections,
-    average_precision,
     matching_accuracy,
+    picture_precision,
 )
 from matchlib.methods.superpoint.network import SuperPointNetwork, grey_from_rgb
 from matchlib.methods.superpoint.pictures import draw_detections, draw_matches, draw_shapes
@@ -161,8 +161,8 @@ class TrainableSuperPoint(nn.Module):
     def validation_step(self, batch: ShapesBatch | HomographyBatch) -> dict[str, float]:
         """Figures of a batch, in evaluation mode.
 
-        detection_ap:      average precision of the detections of all pictures against the labels (for
-            photographs: the labels of the stage before); nan if there are none
+        detection_ap:      mean over pictures of `metrics.picture_precision` against the labels (for
+            photographs: the labels of the stage before)
         points:            detections per picture
         loss:              as in training, all terms
         repeatability:     mean over pairs (magicpoint, superpoint), see `validation.pair_repeatability`
@@ -179,7 +179,7 @@ class TrainableSuperPoint(nn.Module):
         ]
         best = [detections.best(settings.max_points) for view in found for detections in view]
         figures = {
-            "detection_ap": average_precision(best, labels, threshold_px=settings.threshold_px),
+            "detection_ap": self._precision(best, labels),
             "points": float(np.mean([len(detections.points) for detections in best])),
             "loss": sum(float(loss) for name, loss in losses.items() if not name.startswith("figure/")),
         }
@@ -192,6 +192,15 @@ class TrainableSuperPoint(nn.Module):
         if self.stage == _DESCRIPTOR_STAGE:
             figures |= self._matching_figures(_pairs(batch), views, found)
         return figures
+
+    def _precision(self, found: Sequence[Detections], labels: Sequence[Tensor]) -> float:
+        threshold_px = self.config.training.validation.threshold_px
+        min_score = self.config.detection.threshold
+        figures = [
+            picture_precision(detections, points, threshold_px=threshold_px, min_score=min_score)
+            for detections, points in zip(found, labels, strict=True)
+        ]
+        return float(np.mean(figures))
 
     def _detect(self, view: _View) -> list[Detections]:
         """The detections of each picture."""
