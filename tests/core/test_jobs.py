@@ -100,7 +100,10 @@ def test_a_changed_weights_file_changes_the_job(tmp_path: Path) -> None:
     import torch
 
     path = tmp_path / "backbone.safetensors"
-    settings: dict[str, Any] = {"network": {"backbone_weights": str(path), "loss_weights": [1.0]}, "weights": "x"}
+    settings: dict[str, Any] = {
+        "network": {"backbone_weights": str(path), "loss_weights": [1.0]},
+        "weights": "x",
+    }
     with pytest.raises(DataError, match="backbone_weights: no such weights file"):
         training._digests_of_files(settings)
     save_file({"a": torch.zeros(1)}, path)

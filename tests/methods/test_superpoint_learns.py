@@ -1,4 +1,4 @@
-"""The chain of SuperPoint as the graph runs it, on a few photographs: shapes, labels, magicpoint, labels, superpoint."""
+"""SuperPoint as the graph runs it, on a few photographs: shapes, labels, magicpoint, labels, superpoint."""
 
 from __future__ import annotations
 
