@@ -124,9 +124,6 @@ def finished_shards(folder: Path) -> tuple[Path, ...]:
 
 def _read_index(folder: Path, shard: int) -> dict[str, _Slice]:
     marker = require_complete(folder, hint="label these photographs again")
-    for name in (NAMES, COUNTS):  # small; wrong ones would give points to the wrong photographs
-        if (folder / name).is_file() and digest_file(folder / name) != marker.files[name]:
-            raise DataError(f"{folder / name}: changed since it was written; label these photographs again")
     names = _read_names(folder / NAMES)
     counts = _read_array(folder / COUNTS)
     points = _read_array(folder / POINTS, lazily=True)
@@ -137,6 +134,9 @@ def _read_index(folder: Path, shard: int) -> dict[str, _Slice]:
             f"{folder}: {len(names)} names, {len(counts)} counts of {total} points in all, and {POINTS} of shape "
             f"{points.shape} {points.dtype} do not belong together; label these photographs again"
         )
+    for name in (NAMES, COUNTS):  # small; wrong ones would give points to the wrong photographs
+        if digest_file(folder / name) != marker.files[name]:
+            raise DataError(f"{folder / name}: changed since it was written; label these photographs again")
     starts = ends - counts
     return {
         name: _Slice(shard, int(start), int(stop))

@@ -168,8 +168,7 @@ def test_the_first_member_is_fine_and_the_second_coarse():
     assert (read["fine"] - read["coarse"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("max_image_side", [2000, 40])
-def test_the_oracle_reads_the_scale_of_each_place(max_image_side):
+def test_the_oracle_reads_the_scale_of_each_place():
     """Left half fine, right half coarse, by the scale map alone."""
     image = noise_image(48, 64)
     scale = np.ones((48, 64), np.float32)
@@ -178,14 +177,21 @@ def test_the_oracle_reads_the_scale_of_each_place(max_image_side):
     points = torch.tensor([[4.0, 12.0], [20.0, 20.0], [44.0, 20.0], [61.0, 45.0]])
 
     def read(**settings_):
-        config = MSNetConfig(max_image_side=max_image_side, **settings_)
-        return build_dense(config, None, "cpu").describe(image, scale=scale).at(points)[:, 0]
+        return (
+            build_dense(MSNetConfig(**settings_), None, "cpu").describe(image, scale=scale).at(points)[:, 0]
+        )
 
     blended, fine, coarse = read(variant="v2"), read(members="fine"), read(members="coarse")
     torch.testing.assert_close(blended[:2], fine[:2])
     # coarse members get unit length before they are blended, and after they are read otherwise
     assert ((blended[2:] * coarse[2:]).sum(1) > 0.999).all()
     assert ((blended[2:] * fine[2:]).sum(1) < 0.999).all()
+
+
+def test_the_oracle_refuses_an_image_that_it_would_shrink():
+    describer = build_dense(MSNetConfig(variant="v2", max_image_side=40), None, "cpu")
+    with pytest.raises(ConfigError, match="max_image_side: expected at least 64 for members oracle_blend"):
+        describer.describe(noise_image(48, 64), scale=np.ones((48, 64), np.float32))
 
 
 def test_the_oracle_wants_the_scale_in_the_right_size():

@@ -87,6 +87,13 @@ def test_impossible_labels_are_not_written(tmp_path, names, points, error, messa
     assert not (tmp_path / "0").exists()
 
 
+def test_counts_that_were_changed_are_not_taken(tmp_path):
+    write_labels(tmp_path / "0", ["a", "b"], [some_points(3), some_points(2)], fingerprint="f")
+    np.save(tmp_path / "0" / COUNTS, np.array([4, 1]))  # the same sum
+    with pytest.raises(DataError, match="counts.npy: changed since it was written"):
+        PseudoLabels([tmp_path / "0"])
+
+
 def test_unfinished_foreign_and_mixed_shards_are_refused(shards, tmp_path):
     folder, _ = shards
     with pytest.raises(DataError, match="not finished"):
