@@ -89,9 +89,9 @@ def test_every_stage_beats_what_it_starts_from(tmp_path: Path) -> None:
             initial_weights=None if start is None else tmp_path / start / "weights.safetensors",
         )
 
-    shapes = train("shapes", 120, 16, None, None)
+    shapes = train("shapes", 200, 16, None, None)
     assert shapes.metric_best > shapes.metric_initial + 0.03
-    magicpoint = train("magicpoint", 60, 8, "shapes", label("shapes"))
+    magicpoint = train("magicpoint", 80, 8, "shapes", label("shapes"))
     assert magicpoint.metric_best > magicpoint.metric_initial
-    joint = train("superpoint", 100, 4, "magicpoint", label("magicpoint"))
+    joint = train("superpoint", 120, 4, "magicpoint", label("magicpoint"))
     assert joint.metric_best > joint.metric_initial
