@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from matchlib.completion import atomic_write
-from matchlib.errors import ConfigError, DataError, ShapeError
+from matchlib.errors import ConfigError, ShapeError
 from matchlib.evaluation.config import SPLITS, BootstrapConfig, Split
 from matchlib.evaluation.metrics import Float, bootstrap_interval, intervals_by_name
 from matchlib.evaluation.pck_config import HarrisQueries, PCKProtocol
-from matchlib.evaluation.result_files import incomplete
+from matchlib.evaluation.result_files import incomplete, read_layout, write_layout
 from matchlib.features.dense import MemberPairs
 
 LAYOUT = "matchlib-pck-1"
@@ -185,12 +183,12 @@ class PCKAblation:
 # ---------------------------------------------------------------- files
 def write_pck_result(result: PCKResult, path: Path) -> None:
     """Write a result as JSON, atomically. Equal results give equal bytes."""
-    _write(path, {"layout": LAYOUT, **dataclasses.asdict(result)})
+    write_layout(path, LAYOUT, dataclasses.asdict(result))
 
 
 def read_pck_result(path: Path) -> PCKResult:
     """Read what `write_pck_result` wrote. Raises DataError naming the file."""
-    body = _read(path, LAYOUT)
+    body = read_layout(path, LAYOUT)
     try:
         return _result_from(body)
     except (KeyError, TypeError, AttributeError, ShapeError, ConfigError) as error:
@@ -199,12 +197,12 @@ def read_pck_result(path: Path) -> PCKResult:
 
 def write_pck_ablation(ablation: PCKAblation, path: Path) -> None:
     """Write an ablation as JSON, atomically. Equal ablations give equal bytes."""
-    _write(path, {"layout": ABLATION_LAYOUT, **dataclasses.asdict(ablation)})
+    write_layout(path, ABLATION_LAYOUT, dataclasses.asdict(ablation))
 
 
 def read_pck_ablation(path: Path) -> PCKAblation:
     """Read what `write_pck_ablation` wrote. Raises DataError naming the file."""
-    body = _read(path, ABLATION_LAYOUT)
+    body = read_layout(path, ABLATION_LAYOUT)
     try:
         return PCKAblation(
             exact=_result_from(body["exact"]),
@@ -213,23 +211,6 @@ def read_pck_ablation(path: Path) -> PCKAblation:
         )
     except (KeyError, TypeError, AttributeError, ShapeError, ConfigError) as error:
         raise incomplete(path, error) from error
-
-
-def _write(path: Path, body: Mapping[str, Any]) -> None:
-    atomic_write(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def _read(path: Path, layout: str) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found; run the evaluation that writes it") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); delete it and evaluate again") from error
-    found = body.get("layout") if isinstance(body, dict) else None
-    if found != layout:
-        raise DataError(f"{path}: expected layout {layout}, got {found}; evaluate again with this version")
-    return {key: value for key, value in body.items() if key != "layout"}
 
 
 def _result_from(body: Mapping[str, Any]) -> PCKResult:

@@ -13,18 +13,14 @@ from matchlib.errors import DataError
 from matchlib.evaluation.config import HomographyProtocol
 
 
-def write_result_file(path: Path, layout: str, body: Mapping[str, Any]) -> None:
-    """Write a result, atomically.
-
-    Infinite `corner_error_px` of its `pairs` become null: JSON has no infinity.
-    """
-    rows = [row | {"corner_error_px": _finite_or_none(row["corner_error_px"])} for row in body["pairs"]]
-    content = {"layout": layout, **body, "pairs": rows}
+def write_layout(path: Path, layout: str, body: Mapping[str, Any]) -> None:
+    """Write a result of finite numbers, atomically. Equal results give equal bytes."""
+    content = {"layout": layout, **body}
     atomic_write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_result_file(path: Path, layout: str) -> dict[str, Any]:
-    """The content that `write_result_file` wrote, null errors infinite again.
+def read_layout(path: Path, layout: str) -> dict[str, Any]:
+    """The body that `write_layout` wrote.
 
     Raises DataError naming the file if it is absent, not JSON, or of another layout.
     """
@@ -37,12 +33,24 @@ def read_result_file(path: Path, layout: str) -> dict[str, Any]:
     found = body.get("layout") if isinstance(body, dict) else None
     if found != layout:
         raise DataError(f"{path}: expected layout {layout}, got {found}; evaluate again with this version")
+    return {key: value for key, value in body.items() if key != "layout"}
+
+
+def write_result_file(path: Path, layout: str, body: Mapping[str, Any]) -> None:
+    """As `write_layout`; infinite `corner_error_px` of its `pairs` become null: JSON has no infinity."""
+    rows = [row | {"corner_error_px": _finite_or_none(row["corner_error_px"])} for row in body["pairs"]]
+    write_layout(path, layout, {**body, "pairs": rows})
+
+
+def read_result_file(path: Path, layout: str) -> dict[str, Any]:
+    """The body that `write_result_file` wrote, null errors infinite again. Raises DataError naming the file."""
+    body = read_layout(path, layout)
     try:
         for row in body["pairs"]:
             row["corner_error_px"] = math.inf if row["corner_error_px"] is None else row["corner_error_px"]
     except (KeyError, TypeError) as error:
         raise incomplete(path, error) from error
-    return dict(body)
+    return body
 
 
 def homography_protocol_from(body: Mapping[str, Any]) -> HomographyProtocol:

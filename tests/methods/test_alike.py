@@ -15,8 +15,9 @@ from kornia.feature.aliked.aliked import DKD
 from torch import Tensor
 
 from matchlib.errors import ConfigError, DataError
+from matchlib.features.maxima import local_maxima
 from matchlib.methods.alike.config import AlikeConfig
-from matchlib.methods.alike.detection import local_maxima, select_keypoints
+from matchlib.methods.alike.detection import select_keypoints
 from matchlib.methods.alike.inference import build, build_dense, dense_maps
 from matchlib.methods.alike.network import WIDTHS, AlikeNetwork
 from matchlib.methods.spec import METHODS

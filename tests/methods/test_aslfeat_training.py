@@ -273,7 +273,7 @@ def _run_two_processes(folder: Path) -> list[Any]:
     for worker in workers:
         _, errors = worker.communicate(timeout=100)
         assert worker.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_two_processes_compute_what_one_computes(tmp_path, planar_pair):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from matchlib.errors import ShapeError
+from matchlib.features.maxima import local_maxima
 from matchlib.methods.superpoint.config import DescriptorConfig, DetectionConfig
 from matchlib.methods.superpoint.postprocess import (
     box_stencil,
@@ -21,7 +22,6 @@ from matchlib.methods.superpoint.postprocess import (
     select_keypoints,
     square_stencil,
     suppress,
-    suppress_by_max_pool,
     suppress_greedily,
 )
 from matchlib.methods.superpoint.sampling import cell_positions, sample_descriptors
@@ -160,7 +160,7 @@ def max_pool_oracle(heat: np.ndarray, radius: int) -> set[tuple[int, int]]:
 )
 def test_max_pool_suppression_is_the_loop(height, width, radius, seed, levels) -> None:
     heat = random_heat(height, width, seed, levels=levels)
-    assert as_set(suppress_by_max_pool(heat, radius)) == max_pool_oracle(heat.numpy(), radius)
+    assert as_set(local_maxima(heat, radius)) == max_pool_oracle(heat.numpy(), radius)
 
 
 def test_first_round_of_max_pool_suppression_agrees_with_kornia() -> None:
@@ -169,7 +169,7 @@ def test_first_round_of_max_pool_suppression_agrees_with_kornia() -> None:
     local = kornia.geometry.subpix.nms2d(heat[None, None], (7, 7), mask_only=True)[0, 0]
     inner = torch.zeros_like(local)
     inner[3:-3, 3:-3] = True  # kornia treats the border in another way
-    ours = suppress_by_max_pool(heat, 3)
+    ours = local_maxima(heat, 3)
     assert (local & inner).sum() > 10
     assert not (local & inner & ~ours).any()
 
@@ -177,7 +177,7 @@ def test_first_round_of_max_pool_suppression_agrees_with_kornia() -> None:
 def test_recovery_finds_what_a_single_round_misses() -> None:
     heat = torch.zeros(1, 9)
     heat[0, [1, 3, 5]] = torch.tensor([0.9, 0.8, 0.7])  # 0.7 is hidden behind 0.8, which 0.9 suppresses
-    assert as_set(suppress_by_max_pool(heat, 2) & (heat > 0)) == {(0, 1), (0, 5)}
+    assert as_set(local_maxima(heat, 2) & (heat > 0)) == {(0, 1), (0, 5)}
 
 
 @pytest.mark.parametrize("nms", ["max_pool", "greedy"])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from matchlib.features.maxima import local_maxima
 from matchlib.methods.alike.config import AlikeConfig
 
 _TEMPERATURE = 0.1
-_RECOVERY_ROUNDS = 2
 
 
 def select_keypoints(scores_HW: Tensor, config: AlikeConfig) -> Tensor:
@@ -27,24 +26,6 @@ def select_keypoints(scores_HW: Tensor, config: AlikeConfig) -> Tensor:
     rows, columns = rows[order], columns[order]
     points = torch.stack([columns, rows], dim=1).to(scores_HW.dtype)
     return points + _soft_offsets(scores_HW, rows, columns, radius) if config.sub_pixel else points
-
-
-def local_maxima(scores_HW: Tensor, radius: int) -> Tensor:
-    """(H, W) bool: the best of the square around it; then twice, the best of what the found ones leave over.
-
-    The rounds bring back maxima that lie beside a pixel that was itself suppressed (after SuperGlue's and ALIKE's
-    `simple_nms`).
-    """
-    is_best = scores_HW == _windowed_max(scores_HW, radius)
-    for _ in range(_RECOVERY_ROUNDS):
-        is_taken = _windowed_max(is_best.to(scores_HW.dtype), radius) > 0
-        left_over = scores_HW.masked_fill(is_taken, 0.0)
-        is_best = is_best | ((left_over == _windowed_max(left_over, radius)) & ~is_taken)
-    return is_best
-
-
-def _windowed_max(values_HW: Tensor, radius: int) -> Tensor:
-    return F.max_pool2d(values_HW[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
 
 
 def _soft_offsets(scores_HW: Tensor, rows: Tensor, columns: Tensor, radius: int) -> Tensor:

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matchlib.completion import digest_file, digest_json
-from matchlib.errors import DataError, ShapeError, check_shape
+from matchlib.errors import ShapeError, check_shape
 from matchlib.features.dense import MemberPairs
 from matchlib.features.foreign_weights import fill_module
+from matchlib.features.trained_weights import read_trained
 from matchlib.features.types import Features, Float32, Image
 from matchlib.methods.aslfeat.config import ASLFeatConfig
 from matchlib.methods.aslfeat.detection import smallest_image
@@ -64,22 +65,10 @@ def _load_model(config: ASLFeatConfig, weights: Path | None, device: str) -> tup
         model = ASLFeat(config, deformable=False)
         model.network.initialise(torch_generator_for(0, "aslfeat", "initialise"))
         return model.to(device).eval(), "untrained"
-    state = _read_weights(weights)
+    state = read_trained(weights, method="aslfeat")
     model = ASLFeat(config, deformable=any("deform_param" in name for name in state))
     fill_module(model, state, path=weights, what=f"aslfeat, variant '{config.network.variant}'")
     return model.to(device).eval(), digest_file(weights)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: weights not found; train aslfeat first, or name the right file") from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: expected a safetensors file; {error}") from error
 
 
 class ASLFeatExtractor:

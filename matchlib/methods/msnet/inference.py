@@ -19,6 +19,7 @@ from matchlib.completion import digest_file, digest_json
 from matchlib.errors import ConfigError, DataError, ShapeError, check_shape
 from matchlib.features.dense import MemberPairs
 from matchlib.features.described import DescribedKeypoints
+from matchlib.features.trained_weights import read_trained
 from matchlib.features.types import Float32, Image
 from matchlib.geometry.sampling import pixel_grid, sample_bilinear
 from matchlib.methods.msnet.config import MSNetConfig, Sampling
@@ -56,25 +57,13 @@ def build_dense(config: MSNetConfig, weights: Path | None, device: str) -> MSNet
             load_backbone(model.network.backbone, Path(config.network.backbone_weights))
             digest = f"untrained, backbone {digest_file(Path(config.network.backbone_weights))}"
     else:
-        state = _read_weights(weights)
+        state = read_trained(weights, method="msnet")
         difference = first_difference(model.state_dict(), state)
         if difference is not None:
             raise DataError(f"{weights}: not weights of msnet, variant {config.variant}: {difference}")
         model.load_state_dict(state)
         digest = digest_file(weights)
     return MSNetDescriber(model.to(device).eval(), weights_digest=digest)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: weights not found; train msnet first, or name the right file") from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: expected a safetensors file; {error}") from error
 
 
 class MSNetDescriber:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from matchlib.errors import ConfigError, DataError
+from matchlib.features.trained_weights import read_trained
 from matchlib.methods.superpoint.config import Layout, NetworkConfig, SuperPointConfig
 from matchlib.methods.superpoint.network import SuperPointNetwork
 from matchlib.randomness import torch_generator_for
@@ -38,7 +39,7 @@ def load_network(config: SuperPointConfig, weights: Path | None) -> SuperPointNe
     if weights is None:
         network.initialise(torch_generator_for(0, "superpoint", "initialise"))
         return _for_inference(network)
-    state = _read_safetensors(weights)
+    state = read_trained(weights, method="superpoint")
     _check_state(weights, state, config.network)
     network.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
     return _for_inference(network)
@@ -52,7 +53,7 @@ def import_weights(config: SuperPointConfig, path: Path) -> dict[str, Tensor]:
     are PyTorch's, read without running code in them, or safetensors. Raises DataError for other content,
     ConfigError where `network.layout` is not that of the file.
     """
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = read_trained(path, method="superpoint") if path.suffix == ".safetensors" else _read_pickle(path)
     layout = next((layout for sign, layout in _SIGN_OF_LAYOUT.items() if sign in state), None)
     if layout is None:
         raise DataError(
@@ -106,20 +107,6 @@ def _check_state(path: Path, found: Mapping[str, Tensor], config: NetworkConfig)
             f"{path}: {fault}; the settings ask for superpoint.network.layout '{config.layout}', variant "
             f"'{config.variant}': correct them, or name the right file"
         )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: weights not found; train superpoint first, or name the right file"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: expected a safetensors file; {error}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matchlib.errors import check_shape
+from matchlib.features.maxima import local_maxima
 from matchlib.methods.superpoint.config import DetectionConfig, Softmax
 from matchlib.methods.superpoint.network import CELL, DETECTOR_CHANNELS
 
 _LEGACY_EPSILON = 1e-5
-_RECOVERY_ROUNDS = 2
 _CENTROID_RADIUS = 2
 
 Stencil = npt.NDArray[np.bool_]
@@ -74,31 +74,13 @@ def suppress(heat_HW: Tensor, config: DetectionConfig) -> Tensor:
     if config.nms_radius == 0:
         return torch.ones_like(heat_HW, dtype=torch.bool)
     methods: dict[str, Callable[[], Tensor]] = {
-        "max_pool": lambda: suppress_by_max_pool(heat_HW, config.nms_radius),
+        "max_pool": lambda: local_maxima(heat_HW, config.nms_radius),
         "greedy": lambda: suppress_greedily(heat_HW, square_stencil(config.nms_radius), config.threshold),
         "box_iou": lambda: suppress_greedily(
             heat_HW, box_stencil(config.nms_radius, config.nms_iou), config.threshold
         ),
     }
     return methods[config.nms]()
-
-
-def suppress_by_max_pool(heat_HW: Tensor, radius: int) -> Tensor:
-    """Local maxima of (2 radius + 1)^2 windows, (H, W) bool; then twice the maxima among what no survivor
-    covers.
-
-    Neighbours that are equal maxima all survive. Source: SuperGlue's `simple_nms`.
-    """
-
-    def window_maximum(values_HW: Tensor) -> Tensor:
-        return F.max_pool2d(values_HW[None], 2 * radius + 1, stride=1, padding=radius)[0]
-
-    survives_HW = heat_HW == window_maximum(heat_HW)
-    for _ in range(_RECOVERY_ROUNDS):
-        covered_HW = window_maximum(survives_HW.float()) > 0
-        rest_HW = torch.where(covered_HW, 0.0, heat_HW)
-        survives_HW |= (rest_HW == window_maximum(rest_HW)) & ~covered_HW
-    return survives_HW
 
 
 def suppress_greedily(heat_HW: Tensor, stencil: Stencil, threshold: float) -> Tensor:
