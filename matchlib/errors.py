@@ -5,6 +5,7 @@ Every error is one message: where, what was expected, what was found, what to do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -55,3 +56,13 @@ def check_shape(name: str, array: Any, spec: str) -> dict[str, int]:
     if not matches:
         raise ShapeError(f"{name}: expected shape ({', '.join(wanted)}), got {shape}")
     return sizes
+
+
+def requirement(prefix: str = "") -> Callable[[bool, str, str, object], None]:
+    """A check for settings: `require(holds, key, expected, got)` raises ConfigError that begins with prefix and key."""
+
+    def require(holds: bool, key: str, expected: str, got: object) -> None:
+        if not holds:
+            raise ConfigError(f"{prefix}{key}: expected {expected}, got {got!r}")
+
+    return require

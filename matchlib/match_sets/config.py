@@ -6,12 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matchlib.errors import ConfigError
+from matchlib.errors import requirement
 
-
-def _require(holds: bool, key: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"match_sets.{key}: expected {expected}, got {got}")
+_require = requirement("match_sets.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

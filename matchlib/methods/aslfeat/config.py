@@ -10,15 +10,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matchlib.errors import ConfigError
+from matchlib.errors import requirement
 
 Variant = Literal["full", "small"]
 Stride2Padding = Literal["bottom_right", "centred"]
 
 
-def _require(condition: bool, key: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"aslfeat.{key}: expected {expected}, got {got!r}")
+_require = requirement("aslfeat.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

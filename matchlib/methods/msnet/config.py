@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matchlib.errors import ConfigError
+from matchlib.errors import ConfigError, requirement
 from matchlib.features.config import DetectorConfig
 
 Variant = Literal["v0", "v1", "v2", "attention", "sum"]
@@ -17,9 +17,7 @@ BlendRule = Literal["clamped", "legacy"]
 Sampling = Literal["exact", "legacy_corner_aligned", "legacy_half_pixel"]
 
 
-def _require(condition: bool, key: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}")
+_require = requirement()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

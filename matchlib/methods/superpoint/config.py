@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matchlib.errors import ConfigError
+from matchlib.errors import requirement
 from matchlib.methods.superpoint.training_config import TrainingConfig
 from matchlib.photo_pairs.config import AdaptationWarpConfig
 
@@ -20,9 +20,7 @@ Sampling = Literal["exact", "legacy_corner_aligned", "legacy_half_pixel", "super
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-def _require(condition: bool, key: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"superpoint.{key}: expected {expected}, got {got!r}")
+_require = requirement("superpoint.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matchlib.errors import ConfigError
+from matchlib.errors import requirement
 from matchlib.photo_pairs.config import AdaptationWarpConfig, SuperPointPhotometricConfig
 
-
-def _require(condition: bool, key: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"superpoint.training.{key}: expected {expected}, got {got!r}")
+_require = requirement("superpoint.training.")
 
 
 def _shapes_photometric() -> SuperPointPhotometricConfig:
