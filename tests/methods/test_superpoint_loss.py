@@ -300,3 +300,86 @@ def test_wrong_shapes_are_refused():
         descriptor_loss(d0, d1[:, :-1], H, counts0, counts1, LossConfig())
     with pytest.raises(ShapeError, match="logits"):
         detector_loss(torch.zeros(1, 64, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 2, 2).bool())
+
+
+# ---------------------------------------------------------------- dual softmax
+def dual_softmax_loop(d0, d1, H, counts0, counts1, config) -> float:
+    """One direction, from the definition: places, similarities and cross-entropies one at a time."""
+    _, h, w = d0.shape
+    places, left, right = [], [], []
+    for y in range(h):
+        for x in range(w):
+            centre = torch.tensor([8 * x + 3.5, 8 * y + 3.5, 1.0], dtype=torch.float64)
+            warped = H @ centre
+            if warped[2] * H[2, 2] <= 0 or not counts0[y, x]:
+                continue
+            u, v = ((warped[:2] / warped[2]) - 3.5) / 8
+            if not (0 <= u <= w - 1 and 0 <= v <= h - 1) or not counts1[round(float(v)), round(float(u))]:
+                continue
+            x0, y0 = min(int(u), w - 2), min(int(v), h - 2)
+            a, b = float(u) - x0, float(v) - y0
+            read = (1 - a) * (1 - b) * d1[:, y0, x0] + a * (1 - b) * d1[:, y0, x0 + 1]
+            read = read + (1 - a) * b * d1[:, y0 + 1, x0] + a * b * d1[:, y0 + 1, x0 + 1]
+            places.append((warped[:2] / warped[2]).numpy())
+            left.append((d0[:, y, x] / d0[:, y, x].norm()).numpy())
+            right.append((read / read.norm()).numpy())
+    total = 0.0
+    for i in range(len(places)):
+        for ours, theirs in ((left, right), (right, left)):
+            rivals = [
+                np.exp(config.softmax_scale * ours[i] @ theirs[j])
+                for j in range(len(places))
+                if j == i or np.linalg.norm(places[i] - places[j]) >= config.correspondence_radius_px
+            ]
+            total -= 0.5 * (config.softmax_scale * ours[i] @ theirs[i] - math.log(sum(rivals)))
+    return total / len(places)
+
+
+@pytest.mark.parametrize("radius", [0.5, 9.0])
+def test_dual_softmax_against_a_loop(radius):
+    generator = torch.Generator().manual_seed(3)
+    config = LossConfig(descriptor="dual_softmax", correspondence_radius_px=radius, softmax_scale=7.0)
+    d0, d1 = torch.randn(2, 2, 5, 4, 5, generator=generator, dtype=torch.float64)
+    counts0, counts1 = torch.rand(2, 2, 4, 5, generator=generator) > 0.15
+    H = torch.stack([translation(2.0, -3.3), perspective()])
+    found = descriptor_loss(d0, d1, H, counts0, counts1, config)
+    wanted = 0.0
+    for pair in range(2):
+        there = (d0[pair], d1[pair], H[pair], counts0[pair], counts1[pair])
+        back = (d1[pair], d0[pair], torch.linalg.inv(H[pair]), counts1[pair], counts0[pair])
+        wanted += 0.25 * (dual_softmax_loop(*there, config) + dual_softmax_loop(*back, config))
+    assert float(found.loss) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_dual_softmax_gradient():
+    config = LossConfig(descriptor="dual_softmax", softmax_scale=3.0)
+    d0, d1 = torch.randn(2, 1, 3, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    everything = torch.ones(1, 3, 4, dtype=torch.bool)
+
+    def loss(first, second):
+        return descriptor_loss(
+            first, second, translation(3.0, 1.5)[None], everything, everything, config
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (d0.requires_grad_(), d1.requires_grad_()), atol=1e-5)
+
+
+def test_dual_softmax_of_alike_descriptors_is_the_logarithm_of_the_places():
+    config = LossConfig(descriptor="dual_softmax", correspondence_radius_px=1.0)
+    alike = torch.ones(1, 4, 3, 4)
+    everything = torch.ones(1, 3, 4, dtype=torch.bool)
+    found = descriptor_loss(
+        alike, alike, torch.eye(3, dtype=torch.float64)[None], everything, everything, config
+    )
+    assert float(found.loss) == pytest.approx(math.log(12))
+    assert float(found.positive) == pytest.approx(-config.softmax_scale)
+
+
+def test_dual_softmax_without_overlap_costs_nothing_and_keeps_its_gradient():
+    config = LossConfig(descriptor="dual_softmax")
+    d0, d1 = torch.randn(2, 1, 4, 3, 4).requires_grad_(), torch.randn(2, 1, 4, 3, 4)
+    everything = torch.ones(1, 3, 4, dtype=torch.bool)
+    found = descriptor_loss(d0[0], d1[0], translation(500.0, 0.0)[None], everything, everything, config)
+    found.loss.backward()
+    assert float(found.loss.detach()) == 0.0
+    assert not d0.grad.any()

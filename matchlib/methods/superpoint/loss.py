@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from matchlib.errors import check_shape
 from matchlib.geometry.homography import points_in_front, warp_points
-from matchlib.geometry.sampling import pixel_grid
+from matchlib.geometry.sampling import inside, pixel_grid, sample_bilinear
 from matchlib.methods.superpoint.network import CELL, DETECTOR_CHANNELS
 from matchlib.methods.superpoint.training_config import LossConfig
 
@@ -23,11 +23,12 @@ PUBLISHED_CELLS = 30 * 40
 
 @dataclass(frozen=True, slots=True)
 class DescriptorLoss:
-    """Hinge loss over pairs of cells.
+    """Loss of the descriptors.
 
     loss:     scalar, not yet weighted by lambda
-    positive: scalar, its share from corresponding cells (with their weight lambda_d)
-    negative: scalar, its share from all others
+    positive: scalar, its share from corresponding cells (with their weight lambda_d; dual_softmax: minus the mean
+              scaled similarity of corresponding places)
+    negative: scalar, its share from all others (dual_softmax: the mean logarithm of the sum of exponentials)
     """
 
     loss: Tensor
@@ -59,7 +60,10 @@ def descriptor_loss(
     counts1: Tensor,
     config: LossConfig,
 ) -> DescriptorLoss:
-    """Hinge loss over all pairs of a cell of view 0 and a cell of view 1, mean over pairs of views.
+    """Loss of the form `config.descriptor`, mean over pairs of views.
+
+    "paper" and "normalised": hinge loss over all pairs of a cell of view 0 and a cell of view 1; "dual_softmax": see
+    `dual_softmax_loss`.
 
     descriptors0, descriptors1: (B, D, h, w), any length
     H_0to1:           (B, 3, 3) float64, pixels of view 0 to pixels of view 1
@@ -77,6 +81,13 @@ def descriptor_loss(
     for name, counts in (("counts0", counts0), ("counts1", counts1)):
         check_shape(name, counts, f"{sizes['B']} {sizes['h']} {sizes['w']}")
     # Pair by pair: several arrays of (h w)^2 values live at a time.
+    if config.descriptor == "dual_softmax":
+        both = zip(descriptors0, descriptors1, H_0to1, counts0, counts1, strict=True)
+        positive, negative = (
+            torch.stack(part).mean()
+            for part in zip(*(_both_ways(*pair, config) for pair in both), strict=True)
+        )
+        return DescriptorLoss(positive + negative, positive, negative)
     parts = [
         _pair_loss(
             _unit_rows(descriptors0[pair]),
@@ -89,6 +100,46 @@ def descriptor_loss(
     ]
     positive, negative = (torch.stack(part).mean() for part in zip(*parts, strict=True))
     return DescriptorLoss(positive + negative, positive, negative)
+
+
+def dual_softmax_loss(
+    map0_Dhw: Tensor, map1_Dhw: Tensor, H_0to1: Tensor, counts0: Tensor, counts1: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Contributions (positive, negative) of the cells of view 0 that the warp takes into view 1.
+
+    The descriptor of a cell is compared with those read from view 1 at the exact places that all these cells are
+    warped to, times `softmax_scale`; the loss is the mean of the cross-entropies over places and over cells. Places
+    nearer than `correspondence_radius_px` to the true one do not compete. Fewer than two such cells: 0, tied to
+    the maps. Shapes as in `descriptor_loss`, without B. Source: the dual softmax of Rocco et al., NeurIPS 2018, and
+    Tyszkiewicz et al. (DISK), NeurIPS 2020, as a cross-entropy.
+    """
+    _, h, w = map0_Dhw.shape
+    centres_C2 = pixel_grid(h, w, device=H_0to1.device).to(H_0to1.dtype) * CELL + (CELL - 1) / 2
+    warped_C2 = warp_points(centres_C2, H_0to1)
+    places_C2 = (warped_C2 - (CELL - 1) / 2) / CELL
+    cells_C2 = (
+        places_C2.nan_to_num()
+        .round()
+        .long()
+        .clamp_min(0)
+        .minimum(places_C2.new_tensor([w - 1, h - 1]).long())
+    )
+    known_C = inside(places_C2, h, w) & points_in_front(centres_C2, H_0to1)
+    known_C &= counts0.flatten() & counts1[cells_C2[:, 1], cells_C2[:, 0]]
+    if int(known_C.sum()) < 2:
+        nothing = 0.0 * (map0_Dhw.sum() + map1_Dhw.sum())
+        return nothing, nothing
+    warped_N2, places_N2 = warped_C2[known_C], places_C2[known_C].to(torch.float32)
+    descriptors0_ND = _unit_rows(map0_Dhw)[known_C]
+    descriptors1_ND = F.normalize(
+        sample_bilinear(_precise(map1_Dhw), places_N2.to(_precise(map1_Dhw))).T, dim=1
+    )
+    scores_NN = config.softmax_scale * (descriptors0_ND @ descriptors1_ND.T)
+    near_NN = torch.cdist(warped_N2, warped_N2, compute_mode="donot_use_mm_for_euclid_dist")
+    ambiguous_NN = (near_NN < config.correspondence_radius_px).fill_diagonal_(False)
+    right = scores_NN.diagonal().mean()
+    scores_NN = scores_NN.masked_fill(ambiguous_NN, -torch.inf)
+    return -right, 0.5 * (scores_NN.logsumexp(0).mean() + scores_NN.logsumexp(1).mean())
 
 
 def corresponding_cells(H_0to1: Tensor, cells: tuple[int, int], config: LossConfig) -> Tensor:
@@ -112,6 +163,15 @@ def normalise_similarity(similarity: Tensor) -> Tensor:
     Rows and columns without any positive value stay 0. Source: rpautrat/SuperPoint.
     """
     return F.normalize(F.normalize(similarity.relu(), dim=1, eps=1e-6), dim=0, eps=1e-6)
+
+
+def _both_ways(
+    map0_Dhw: Tensor, map1_Dhw: Tensor, H_0to1: Tensor, counts0: Tensor, counts1: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """The dual softmax from view 0 to view 1 and back, averaged."""
+    there = dual_softmax_loss(map0_Dhw, map1_Dhw, H_0to1, counts0, counts1, config)
+    back = dual_softmax_loss(map1_Dhw, map0_Dhw, torch.linalg.inv(H_0to1), counts1, counts0, config)
+    return 0.5 * (there[0] + back[0]), 0.5 * (there[1] + back[1])
 
 
 def _pair_loss(

@@ -81,20 +81,23 @@ class ShapesConfig:
 class LossConfig:
     """Losses of detector and descriptor."""
 
-    descriptor: Literal["normalised", "paper"] = "normalised"
+    descriptor: Literal["normalised", "paper", "dual_softmax"] = "normalised"
     """"paper": hinge on the dot products of unit descriptors. "normalised": rpautrat's current form, where the
     similarities of each cell are first clamped at 0 and scaled to unit length, over the cells of view 1 and
-    then over those of view 0; it is the one that is known to train."""
+    then over those of view 0; it is the one that is known to train. "dual_softmax": each cell must tell the exact
+    spot that it is warped to from those of all other cells, and the other way round; it needs far fewer steps."""
     positive_weight: float | None = None
     """Weight (lambda_d) of corresponding cells, of which there are few; null for the form's published value:
-    0.05 (normalised), 250 (paper)."""
+    0.05 (normalised), 250 (paper). Unused by "dual_softmax"."""
     descriptor_weight: float | None = None
     """Weight (lambda) of the descriptor loss beside the detector losses; null for the form's published value:
-    10,000 (normalised), 0.0001 (paper)."""
+    10,000 (normalised), 0.0001 (paper); 1 (dual_softmax)."""
     scale_with_cells: bool = True
     """The published weights hold for views of 240 x 320 pixels, 1,200 cells. In views of fewer cells a larger share
     of the pairs corresponds, and "paper" would make all descriptors alike. True: `positive_weight` (paper) or the
     whole loss (normalised) is multiplied by cells / 1,200, which keeps the published balance. False: as given."""
+    softmax_scale: float = 20.0
+    """dual_softmax: factor on similarities before the softmax."""
     positive_margin: float = 1.0
     """Similarity above which corresponding cells cost nothing."""
     negative_margin: float = 0.2
@@ -112,18 +115,19 @@ class LossConfig:
         above = self.positive_margin > self.negative_margin
         _require(above, "loss.positive_margin", f"a value above {self.negative_margin}", self.positive_margin)
         radius = self.correspondence_radius_px
+        _require(self.softmax_scale > 0, "loss.softmax_scale", "a value above 0", self.softmax_scale)
         _require(radius > 0, "loss.correspondence_radius_px", "a value above 0", radius)
 
     @property
     def lambda_d(self) -> float:
         """`positive_weight`, or what was published with the form."""
-        published = {"normalised": 0.05, "paper": 250.0}[self.descriptor]
+        published = {"normalised": 0.05, "paper": 250.0, "dual_softmax": 1.0}[self.descriptor]
         return published if self.positive_weight is None else self.positive_weight
 
     @property
     def lambda_descriptor(self) -> float:
         """`descriptor_weight`, or what was published with the form."""
-        published = {"normalised": 10_000.0, "paper": 1e-4}[self.descriptor]
+        published = {"normalised": 10_000.0, "paper": 1e-4, "dual_softmax": 1.0}[self.descriptor]
         return published if self.descriptor_weight is None else self.descriptor_weight
 
 
