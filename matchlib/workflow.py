@@ -18,8 +18,8 @@ from matchlib.config import (
     method_settings,
     weights_files,
 )
-from matchlib.datasets.types import FORMATS
-from matchlib.downloads.config import DatasetSource, read_source
+from matchlib.datasets.types import FORMATS, DatasetFormat
+from matchlib.downloads.config import EXCLUDE_SCENES, DatasetSource, read_source
 from matchlib.errors import ConfigError
 from matchlib.methods.spec import METHODS, StageSpec
 from matchlib.registry import load_symbol
@@ -79,7 +79,8 @@ class Workflow:
         if not self.has_scenes(dataset):
             return {"train": (), "validation": ()}
         if source.scenes is not None:
-            return select_scenes(source, source.scenes, None, settings.validation_scenes)
+            limit = settings.validation_scenes
+            return select_scenes(source, source.scenes, None, limit, exclude=settings.exclude, is_list=True)
         if settings.root is not None:
             return self.scenes_below(dataset, Path(settings.root))
         return None
@@ -94,6 +95,7 @@ class Workflow:
             train_split=settings.train_split,
             validation_split=settings.validation_split,
             max_validation=self.max_validation(dataset),
+            exclude=settings.exclude,
         )
 
     def max_validation(self, dataset: str) -> int:
@@ -197,11 +199,14 @@ def list_subsets(
     train_split: str,
     validation_split: str | None,
     max_validation: int,
+    exclude: tuple[str, ...] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Scenes of a dataset on disk by subset, or photographs where the format has those; else none (hpatches).
 
     max_validation: the most scenes or photographs that are held out or used for validation
-    Raises ConfigError for an unknown split, DataError for missing lists or folders.
+    exclude:        see `DatasetConfig.exclude`
+    Raises ConfigError for an unknown split and for a list of training scenes that names an excluded one,
+    DataError for missing lists or folders.
     """
     dataset_format = FORMATS.get(format_name)
     lister = dataset_format.list_images
@@ -211,24 +216,44 @@ def list_subsets(
         return {"train": (), "validation": ()}
     list_names = cast(Callable[[Path, str], tuple[str, ...]], load_symbol(lister))
     held_out = None if validation_split is None else list_names(root, validation_split)
-    return select_scenes(source, list_names(root, train_split), held_out, max_validation)
+    is_list = train_split not in dataset_format.folder_splits
+    return select_scenes(
+        source, list_names(root, train_split), held_out, max_validation, exclude=exclude, is_list=is_list
+    )
 
 
 def select_scenes(
-    source: DatasetSource, scenes: Iterable[str], held_out: Iterable[str] | None, max_validation: int
+    source: DatasetSource,
+    scenes: Iterable[str],
+    held_out: Iterable[str] | None,
+    max_validation: int,
+    *,
+    exclude: tuple[str, ...] | None = None,
+    is_list: bool = False,
 ) -> dict[str, tuple[str, ...]]:
-    """Split a dataset's scenes: excluded ones never train and validate only if `held_out` names them, as GL3D's
-    own test list does; validation scenes never train.
+    """Split a dataset's scenes: excluded ones never train; validation scenes never train.
 
+    Those of the description's `exclude_scenes` still validate if `held_out` names them, as GL3D's own test list
+    does; those of its named `exclusions` never do.
     Without `held_out`, validation scenes are the description's own; without any of those, the last
     `max_validation` scenes (at most a fifth) in sorted order are held out.
+    is_list: somebody wrote `scenes` down; one that a named list excludes is then an error and not left out
+    Raises ConfigError.
     """
-    usable = sorted(set(scenes) - set(source.exclude_scenes))
+    lists = source.excluded(exclude)
+    tested = {scene: name for name, names in lists.items() if name != EXCLUDE_SCENES for scene in names}
+    scenes = set(scenes)
+    if is_list and (clash := sorted(scenes & set(tested))):
+        raise ConfigError(
+            f"dataset {source.name}: its list of training scenes holds {', '.join(clash)}, which the exclusions "
+            f"'{tested[clash[0]]}' keep for a benchmark; take it out, or set `exclude` to the lists to apply"
+        )
+    usable = sorted(scenes - set(tested) - set(lists.get(EXCLUDE_SCENES, ())))
     if held_out is None:
         held_out = sorted(set(usable) & set(source.validation_scenes))
         if not held_out:
             held_out = usable[len(usable) - min(max_validation, len(usable) // 5) :]
-    validation = set(held_out)
+    validation = set(held_out) - set(tested)
     return {
         "train": tuple(scene for scene in usable if scene not in validation),
         "validation": tuple(sorted(validation)[:max_validation]),
@@ -259,6 +284,10 @@ def load_workflow(mapping: Mapping[str, Any], *, where: str, folder: Path) -> Wo
 def _check_dataset(name: str, dataset: DatasetConfig, workflow: Workflow) -> None:
     source = workflow.sources[name]
     FORMATS.get(workflow.format_of(name))
+    try:
+        source.excluded(dataset.exclude)
+    except ConfigError as error:
+        raise ConfigError(f"datasets.{name}.{error}") from error
     if dataset.root is not None and not Path(dataset.root).is_dir():
         raise ConfigError(f"datasets.{name}.root: no such folder: {dataset.root}")
     uses_mirror = any(url.startswith("mirror:") for archive in source.archives for url in archive.urls)
@@ -308,16 +337,49 @@ def _check_supervision(where: str, method: str, stage: StageSpec, dataset: str, 
     if stage.needs is None:
         return
     dataset_format = FORMATS.get(workflow.format_of(dataset))
-    if stage.needs not in dataset_format.gives:
+    if stage.needs not in _supervision(dataset_format):
         raise ConfigError(
             f"{where}: {method} needs '{stage.needs}' pairs, but dataset '{dataset}' gives "
-            f"{', '.join(sorted(dataset_format.gives))}"
+            f"{', '.join(sorted(dataset_format.gives))}; train on a dataset of format "
+            f"{' or '.join(_formats_for(stage.needs))}"
         )
     if stage.needs == "homography" and dataset_format.list_images is None:
         raise ConfigError(
             f"{where}: {method} learns from warped photographs, but dataset '{dataset}' ({dataset_format.name}) is "
             f"for evaluation; train on a dataset of format photos or coco"
         )
+    source = workflow.config.datasets[dataset].match_sets.source
+    if dataset_format.read_scene is not None and source not in _sources_for(stage.needs, dataset_format):
+        raise ConfigError(
+            f"datasets.{dataset}.match_sets.source: '{source}' makes no '{stage.needs}' pairs for {method} from format "
+            f"{dataset_format.name}; expected {' or '.join(_sources_for(stage.needs, dataset_format))}"
+        )
+
+
+def _supervision(dataset_format: DatasetFormat) -> frozenset[str]:
+    """All that a format gives, with what follows from it."""
+    given = dataset_format.gives
+    return given | {"pose"} if "depth_pose" in given else given
+
+
+def _formats_for(needs: str) -> tuple[str, ...]:
+    """Names of formats that can be trained on with this supervision."""
+    formats = (FORMATS.get(name) for name in FORMATS.names())
+    return tuple(
+        f.name
+        for f in formats
+        if needs in _supervision(f) and (f.read_scene is not None or f.list_images is not None)
+    )
+
+
+def _sources_for(needs: str, dataset_format: DatasetFormat) -> tuple[str, ...]:
+    """Values of `match_sets.source` that make pairs with this supervision; whether a scene has its files is seen later.
+
+    Listed pairs have no correspondences, and a format that gives poses only has no others.
+    """
+    if needs == "tracks":
+        return ("auto", "corr", "depth")
+    return ("auto", "list") if dataset_format.gives == {"pose"} else ("auto", "corr", "depth", "list")
 
 
 def _check_baseline(name: str, baseline: BaselineConfig) -> None:

@@ -87,6 +87,7 @@ class DatasetFormat:
     read_scene:  "module:function" with (root: Path, scene: str) -> Scene; None for formats without scenes
     list_images: "module:function" with (root: Path, split: str) -> tuple[str, ...], paths relative to `root`
                  of single photographs, sorted; None for formats that are not folders of photographs
+    folder_splits: splits that name whatever folders are there; any other split is a list that somebody wrote
     """
 
     name: str
@@ -94,6 +95,7 @@ class DatasetFormat:
     list_scenes: str
     read_scene: str | None = None
     list_images: str | None = None
+    folder_splits: frozenset[str] = frozenset({"all"})
 
 
 FORMATS: Registry[DatasetFormat] = Registry("dataset format", "matchlib.datasets")

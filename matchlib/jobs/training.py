@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +21,12 @@ from matchlib.typed_yaml import dump_typed, load_typed, read_yaml
 from matchlib.workflow import match_set_folder
 
 if TYPE_CHECKING:
+    from matchlib.match_sets.opened import MatchSetSource
     from matchlib.training.loading import PairSource
+
+POSE_MAX_ROTATION_DEG = 80.0
+"""Stages that need `pose` leave out pairs whose cameras are rotated further against each other, unless the settings of
+the method say otherwise (`max_rotation_deg`; 180: no limit). Source: PoSFeat's released `rot_thr`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,10 @@ class PhotosOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """Everything one training stage depends on; written as JSON, so that a stage can be run again by hand."""
+    """Everything one training stage depends on; written as JSON, so that a stage can be run again by hand.
+
+    Raises ConfigError if a scene is in the training pairs of one dataset and the validation pairs of another.
+    """
 
     run: str
     method: str
@@ -66,6 +74,22 @@ class TrainingJob:
     pairs: tuple[PairsOf, ...] = ()
     photos: tuple[PhotosOf, ...] = ()
     initial_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_disjoint(self.pairs)
+
+
+def _check_disjoint(pairs: Sequence[PairsOf]) -> None:
+    """Raise ConfigError if a scene is trained on and validated on, be it under the names of two datasets."""
+    trained = {(group.root, scene): group.dataset for group in pairs for scene in group.train}
+    for group in pairs:
+        for scene in group.validation:
+            other = trained.get((group.root, scene))
+            if other is not None:
+                raise ConfigError(
+                    f"scene {scene} of {group.root}: expected to train or to validate on it, but dataset "
+                    f"'{other}' trains and dataset '{group.dataset}' validates; give both the same splits"
+                )
 
 
 def write_training_job(job: TrainingJob, path: Path) -> None:
@@ -89,12 +113,12 @@ def run_training(job: TrainingJob, out: Path, *, device: str) -> None:
     if job.stage not in spec.stages:
         known = ", ".join(spec.stages)
         raise ConfigError(f"stage: unknown stage '{job.stage}' of {job.method} (known: {known})")
-    train = _pairs_of(job, spec.stages[job.stage], settings, "train")
+    train = pairs_of(job, spec.stages[job.stage], settings, "train")
     if train is None:
         raise DataError(
             f"{job.run}/{job.stage}: no training pairs; name datasets under runs.{job.run}.train_on"
         )
-    validation = _pairs_of(job, spec.stages[job.stage], settings, "validation")
+    validation = pairs_of(job, spec.stages[job.stage], settings, "validation")
     manifest = _manifest(job, settings, train, validation)
     build = cast(Any, load_symbol(spec.trainable))
     train_stage(
@@ -146,7 +170,7 @@ def _digests_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _pairs_of(job: TrainingJob, stage: StageSpec, settings: Any, subset: str) -> PairSource | None:
+def pairs_of(job: TrainingJob, stage: StageSpec, settings: Any, subset: str) -> PairSource | None:
     """The pairs of one subset by the supervision that the stage needs; None if there are none."""
     size = job.config.image_width_height
     if stage.needs is None:
@@ -154,7 +178,10 @@ def _pairs_of(job: TrainingJob, stage: StageSpec, settings: Any, subset: str) ->
         return cast("PairSource", build(settings, subset, size, job.seed))
     if stage.needs == "homography":
         return _photo_pairs(job.photos, subset, size)
-    return _match_set_pairs(job.pairs, subset, size)
+    if stage.needs == "pose":
+        limit = float(getattr(settings, "max_rotation_deg", POSE_MAX_ROTATION_DEG))
+        return _pose_pairs(job.pairs, subset, size, max_rotation_deg=limit)
+    return _depth_pose_pairs(job.pairs, subset, size)
 
 
 def _photo_pairs(photos: Sequence[PhotosOf], subset: str, size: tuple[int, int]) -> PairSource | None:
@@ -178,8 +205,25 @@ def _photo_pairs(photos: Sequence[PhotosOf], subset: str, size: tuple[int, int])
     return HomographyPairs(sources, size=size) if sources else None
 
 
-def _match_set_pairs(pairs: Sequence[PairsOf], subset: str, size: tuple[int, int]) -> PairSource | None:
-    from matchlib.match_sets.pairs import DepthPosePairs, MatchSetSource
+def _pose_pairs(
+    pairs: Sequence[PairsOf], subset: str, size: tuple[int, int], *, max_rotation_deg: float
+) -> PairSource | None:
+    from matchlib.match_sets.pairs import PosePairs
+
+    sources = [replace(source, max_rotation_deg=max_rotation_deg) for source in _match_sets(pairs, subset)]
+    return PosePairs(sources, size=size) if sources else None
+
+
+def _depth_pose_pairs(pairs: Sequence[PairsOf], subset: str, size: tuple[int, int]) -> PairSource | None:
+    from matchlib.match_sets.pairs import DepthPosePairs
+
+    sources = _match_sets(pairs, subset)
+    return DepthPosePairs(sources, size=size) if sources else None
+
+
+def _match_sets(pairs: Sequence[PairsOf], subset: str) -> list[MatchSetSource]:
+    """The finished match sets of one subset. Raises DataError for one that is not finished."""
+    from matchlib.match_sets.opened import MatchSetSource
 
     sources = []
     for group in pairs:
@@ -197,7 +241,7 @@ def _match_set_pairs(pairs: Sequence[PairsOf], subset: str, size: tuple[int, int
                     max_rot_diff_deg=group.max_rot_diff_deg,
                 )
             )
-    return DepthPosePairs(sources, size=size) if sources else None
+    return sources
 
 
 def describe_training(
@@ -215,6 +259,7 @@ def describe_training(
 
     datasets, indices, labels: settings, file of `index_dataset`, and folder of labels of each dataset of
                                `settings.train_on`; empty for a stage that draws its own pictures
+    Raises ConfigError if datasets that share a folder train and validate on the same scene.
     """
     pairs, photos = [], []
     for dataset, path, folder in zip(datasets, indices, labels, strict=True):

@@ -6,11 +6,12 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from matchlib.completion import (
@@ -32,6 +33,7 @@ from matchlib.match_sets.candidates import Candidates, select_candidates
 from matchlib.match_sets.config import MatchSetConfig
 from matchlib.match_sets.from_corr import CorrSource
 from matchlib.match_sets.from_depth import DepthSource
+from matchlib.match_sets.from_list import list_faults, listed_pairs, no_correspondences
 from matchlib.match_sets.index import IMAGES, INDEX, RECORDS, PairRow, format_images
 from matchlib.match_sets.inputs import (
     Faults,
@@ -42,7 +44,7 @@ from matchlib.match_sets.inputs import (
     describe,
     input_digest,
 )
-from matchlib.match_sets.keypoints import Correspondences, fill_record
+from matchlib.match_sets.keypoints import Correspondences, Filled, fill_record
 from matchlib.match_sets.layout import HEADER_FLOATS, record_floats
 from matchlib.match_sets.progress import RecordLog
 from matchlib.registry import load_symbol
@@ -51,6 +53,28 @@ from matchlib.revisions import REVISIONS
 _log = logging.getLogger(__name__)
 STAGE = "match_sets"
 _CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """All pairs of a scene's source: ids (P,), overlaps (P,) where they are known, and `load` for the
+    correspondences of one pair by its number.
+    """
+
+    faults: Faults
+    index0: npt.NDArray[np.int64]
+    index1: npt.NDArray[np.int64]
+    overlap: npt.NDArray[np.float64] | None
+    load: Callable[[int], Correspondences]
+
+
+@dataclass(frozen=True, slots=True)
+class _Demands:
+    """The room of a record, and the least keypoints per image and correspondences that a pair must bring."""
+
+    slots: int
+    min_keypoints: int
+    min_inliers: int
 
 
 def build_match_set(
@@ -66,7 +90,7 @@ def build_match_set(
     """Make the match set of one scene: `records.f32`, `index.csv`, `images.csv`, then `.complete`.
 
     dataset_format: a name of `matchlib.datasets.types.FORMATS`; root and scene: as its `read_scene` takes
-                    them
+                    them. What the scene has decides where its pairs come from (`MatchSetConfig.source`)
     out:            folder of the result; its state while work goes on is in `out/work`
     seed:           every draw is a function of (seed, scene, pair number, image)
     Returns at once if `out` is finished for the same inputs, settings and code revision, unless `regenerate`.
@@ -95,8 +119,9 @@ def build_match_set(
             return
         _clear(out, everything=regenerate)
         work = open_work(out, identity)
-        with RecordLog(work, record_floats(config.slots)) as log:
-            faults = _run(loaded, kind, work, log, config, seed)
+        demands = _demands(kind, config)
+        with RecordLog(work, record_floats(demands.slots)) as log:
+            faults = _run(loaded, kind, work, log, config, demands, seed)
             digests = log.finish(out)
         usable = {i: image for i, image in loaded.images.items() if i not in faults.reasons}
         files = {i: (image.image_path, image.depth_path) for i, image in usable.items()}
@@ -109,10 +134,10 @@ def build_match_set(
 
 def _read_scene_of(dataset_format: str) -> Callable[[Path, str], Scene]:
     spec = FORMATS.get(dataset_format)
-    if spec.read_scene is None or not spec.gives & {"depth_pose", "tracks"}:
+    if spec.read_scene is None or not spec.gives & {"depth_pose", "pose", "tracks"}:
         gives = ", ".join(sorted(spec.gives))
         raise ConfigError(
-            f"match sets need depth_pose or tracks, but dataset format '{dataset_format}' gives {gives}"
+            f"match sets need pose, depth_pose or tracks, but dataset format '{dataset_format}' gives {gives}"
         )
     return cast(Callable[[Path, str], Scene], load_symbol(spec.read_scene))
 
@@ -134,36 +159,65 @@ def _clear(out: Path, *, everything: bool) -> None:
         shutil.rmtree(out / WORK, ignore_errors=True)
 
 
+def _demands(kind: SourceKind, config: MatchSetConfig) -> _Demands:
+    if kind == "list":
+        return _Demands(slots=0, min_keypoints=0, min_inliers=0)
+    min_keypoints = config.min_keypoints
+    if min_keypoints is None:
+        min_keypoints = config.slots if kind == "corr" else 0
+    return _Demands(config.slots, min_keypoints, config.min_inliers)
+
+
 def _run(
-    scene: Scene, kind: SourceKind, work: Path, log: RecordLog, config: MatchSetConfig, seed: int
+    scene: Scene,
+    kind: SourceKind,
+    work: Path,
+    log: RecordLog,
+    config: MatchSetConfig,
+    demands: _Demands,
+    seed: int,
 ) -> Faults:
     """Work through all candidates from where the log stands."""
     with ExitStack() as stack:
-        if kind == "corr" and scene.corr_path is not None:
-            corr = stack.enter_context(CorrSource(scene, scene.corr_path))
-            faults = corr_faults(scene, corr.index)
-            index0, index1, overlap = corr.index.index0, corr.index.index1, None
-
-            def load(number: int) -> Correspondences:
-                return corr.load(number)
-
-        else:
-            depth = DepthSource(scene, config.depth, work)
-            faults = depth.prepare()
-            index0, index1, overlap = depth.pairs()
-
-            def load(number: int) -> Correspondences:
-                return depth.load(int(index0[number]), int(index1[number]))
-
-        if faults.reasons:
-            _log.warning("scene %s: %s", scene.name, describe(faults))
-        check_share(scene, faults, config.max_unreadable_share)
+        source = _open_source(scene, kind, work, config, stack)
+        if source.faults.reasons:
+            _log.warning("scene %s: %s", scene.name, describe(source.faults))
+        check_share(scene, source.faults, config.max_unreadable_share)
         candidates = select_candidates(
-            scene, index0, index1, overlap=overlap, faults=faults.reasons, config=config, seed=seed
+            scene,
+            source.index0,
+            source.index1,
+            overlap=source.overlap,
+            faults=source.faults.reasons,
+            config=config,
+            seed=seed,
+            # With depth, a pair is of use without baseline too; `PosePairs` leaves it out when it loads such sets.
+            needs_baseline=kind == "list",
         )
         log.begin(candidates.dropped)
-        _write_records(scene, candidates, load, log, config, seed, kind)
-    return faults
+        _write_records(scene, candidates, source.load, log, config, demands, seed)
+    return source.faults
+
+
+def _open_source(
+    scene: Scene, kind: SourceKind, work: Path, config: MatchSetConfig, stack: ExitStack
+) -> _Source:
+    """Look for faults and list the pairs; what has to be closed goes on the stack."""
+    if kind == "list":
+        faults = list_faults(scene)
+        return _Source(faults, *listed_pairs(scene), None, no_correspondences)
+    if kind == "corr" and scene.corr_path is not None:
+        corr = stack.enter_context(CorrSource(scene, scene.corr_path))
+        faults = corr_faults(scene, corr.index)
+        return _Source(faults, corr.index.index0, corr.index.index1, None, corr.load)
+    depth = DepthSource(scene, config.depth, work)
+    faults = depth.prepare()
+    index0, index1, overlap = depth.pairs()
+
+    def load(number: int) -> Correspondences:
+        return depth.load(int(index0[number]), int(index1[number]))
+
+    return _Source(faults, index0, index1, overlap, load)
 
 
 def _write_records(
@@ -172,13 +226,10 @@ def _write_records(
     load: Callable[[int], Correspondences],
     log: RecordLog,
     config: MatchSetConfig,
+    demands: _Demands,
     seed: int,
-    kind: SourceKind,
 ) -> None:
-    min_keypoints = config.min_keypoints
-    if min_keypoints is None:
-        min_keypoints = config.slots if kind == "corr" else 0
-    floats = record_floats(config.slots)
+    floats = record_floats(demands.slots)
     chunk = max(1, _CHUNK_BYTES // (4 * floats))
     buffer = np.empty((chunk, floats), dtype=np.float32)
     bar = tqdm(total=len(candidates), initial=log.position, desc=scene.name, unit="pair", disable=None)
@@ -190,45 +241,46 @@ def _write_records(
             dropped: dict[str, int] = {}
             for place in range(log.position, end):
                 pair = load(int(candidates.number[place]))
-                reason = _why_dropped(pair, min_keypoints, config.min_inliers)
+                reason = _why_dropped(pair, demands)
                 if reason is not None:
                     dropped[reason] = dropped.get(reason, 0) + 1
                     continue
                 record = buffer[len(rows)]
                 record[:HEADER_FLOATS] = candidates.headers[place]
-                number = int(candidates.number[place])
                 filled = fill_record(
                     record,
                     pair,
-                    slots=config.slots,
+                    slots=demands.slots,
                     noise=config.noise,
                     angle_rule=config.angles,
                     seed=seed,
-                    address=(scene.name, number),
+                    address=(scene.name, int(candidates.number[place])),
                 )
-                overlap = float(candidates.overlap[place])
-                rows.append(
-                    PairRow(
-                        pair=number,
-                        index0=int(candidates.index0[place]),
-                        index1=int(candidates.index1[place]),
-                        inliers=filled.inliers,
-                        rows0=filled.rows0,
-                        rows1=filled.rows1,
-                        rotation_deg=float(candidates.rotation_deg[place]),
-                        rot_diff_deg=filled.rot_diff_deg,
-                        overlap=None if np.isnan(overlap) else overlap,
-                    )
-                )
+                rows.append(_row(candidates, place, filled))
             log.append(buffer[: len(rows)], rows, dropped, position=end)
             bar.update(end - bar.n)
 
 
-def _why_dropped(pair: Correspondences, min_keypoints: int, min_inliers: int) -> str | None:
-    if min(len(pair.keypoints0), len(pair.keypoints1)) < min_keypoints:
-        return f"fewer than {min_keypoints} keypoints"
-    if len(pair.rows0) < min_inliers:
-        return f"fewer than {min_inliers} correspondences"
+def _row(candidates: Candidates, place: int, filled: Filled) -> PairRow:
+    overlap = float(candidates.overlap[place])
+    return PairRow(
+        pair=int(candidates.number[place]),
+        index0=int(candidates.index0[place]),
+        index1=int(candidates.index1[place]),
+        inliers=filled.inliers,
+        rows0=filled.rows0,
+        rows1=filled.rows1,
+        rotation_deg=float(candidates.rotation_deg[place]),
+        rot_diff_deg=filled.rot_diff_deg,
+        overlap=None if np.isnan(overlap) else overlap,
+    )
+
+
+def _why_dropped(pair: Correspondences, demands: _Demands) -> str | None:
+    if min(len(pair.keypoints0), len(pair.keypoints1)) < demands.min_keypoints:
+        return f"fewer than {demands.min_keypoints} keypoints"
+    if len(pair.rows0) < demands.min_inliers:
+        return f"fewer than {demands.min_inliers} correspondences"
     return None
 
 

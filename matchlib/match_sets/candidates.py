@@ -13,6 +13,7 @@ from matchlib.datasets.types import Scene
 from matchlib.geometry.epipolar import essential_from_pose
 from matchlib.geometry.pose import relative_pose
 from matchlib.match_sets.angles import camera_angles_deg
+from matchlib.match_sets.baseline import camera_distances, has_baseline
 from matchlib.match_sets.config import MatchSetConfig
 from matchlib.match_sets.layout import Float32, Float64, encode_headers
 from matchlib.randomness import generator_for
@@ -51,11 +52,13 @@ def select_candidates(
     faults: Mapping[int, str],
     config: MatchSetConfig,
     seed: int,
+    needs_baseline: bool = False,
 ) -> Candidates:
-    """Filter the pairs (P,) of a source by image faults, camera rotation and `max_pairs`.
+    """Filter the pairs (P,) of a source by image faults, camera rotation, baseline and `max_pairs`.
 
     `faults` names images that cannot be used, and why; a pair with one is dropped for the reason of its
-    first.
+    first. `needs_baseline` drops pairs whose cameras stand at the same place (see `baseline`): without depth,
+    they teach nothing.
     """
     number = np.arange(len(index0))
     known = overlap if overlap is not None else np.full(len(index0), np.nan)
@@ -67,10 +70,13 @@ def select_candidates(
     T_0to1 = relative_poses(scene, index0[~bad], index1[~bad])
     number, known = number[~bad], known[~bad]
     angle = camera_angles_deg(T_0to1, config.angles)
-    near, far = angle < config.min_rotation_deg, angle > config.max_rotation_deg
-    _count(dropped, f"rotation below {config.min_rotation_deg:g} deg", near)
-    _count(dropped, f"rotation above {config.max_rotation_deg:g} deg", far)
-    keep = np.flatnonzero(~(near | far))
+    fits = _within(angle, config, dropped)
+    if needs_baseline:
+        first, second = index0[number], index1[number]
+        apart = has_baseline(camera_distances(scene, first, second), first, second)
+        _count(dropped, "cameras at the same place", fits & ~apart)
+        fits &= apart
+    keep = np.flatnonzero(fits)
     if config.max_pairs is not None and len(keep) > config.max_pairs:
         draw = generator_for(seed, scene.name, "pairs")
         dropped[f"more than {config.max_pairs} pairs"] = len(keep) - config.max_pairs
@@ -85,6 +91,13 @@ def select_candidates(
         headers=_headers(scene, index0[number], index1[number], T_0to1),
         dropped=dropped,
     )
+
+
+def _within(angle: Float64, config: MatchSetConfig, dropped: dict[str, int]) -> npt.NDArray[np.bool_]:
+    near, far = angle < config.min_rotation_deg, angle > config.max_rotation_deg
+    _count(dropped, f"rotation below {config.min_rotation_deg:g} deg", near)
+    _count(dropped, f"rotation above {config.max_rotation_deg:g} deg", far)
+    return ~(near | far)
 
 
 def relative_poses(scene: Scene, index0: Int64, index1: Int64) -> Float64:

@@ -63,13 +63,13 @@ class MatchSetConfig:
     nothing is said.
     """
 
-    source: Literal["auto", "corr", "depth"] = "auto"
-    """Where correspondences come from: the dataset's `corr.bin`, or depth and poses; auto takes `corr.bin` if
-    there.
-    """
+    source: Literal["auto", "corr", "depth", "list"] = "auto"
+    """Where correspondences come from: the dataset's `corr.bin`, or depth and poses; list: the pairs that the
+    dataset proposes, without correspondences, for stages that learn from poses alone. auto takes the first of
+    these that there is."""
     slots: int = 1024
     """Keypoint rows per image of a pair (tfmatch: num_corr). Only 1024 can be exported as `.match_set` files.
-    """
+    Pairs of source list have none."""
     min_rotation_deg: float = 3.0
     """Smallest rotation between the two cameras."""
     max_rotation_deg: float = 180.0

@@ -27,7 +27,7 @@ from matchlib.geometry.sampling import sample_depth
 from matchlib.match_sets.cache import ByteCache
 from matchlib.match_sets.candidates import Int64
 from matchlib.match_sets.config import DepthSourceConfig
-from matchlib.match_sets.inputs import Faults
+from matchlib.match_sets.inputs import Faults, camera_fault
 from matchlib.match_sets.keypoints import Correspondences, ImageKeypoints
 from matchlib.match_sets.layout import Float64
 from matchlib.match_sets.neighbours import mutual_best, pairs_within
@@ -71,10 +71,13 @@ class DepthSource:
         self._faults = Faults()
 
     def prepare(self) -> Faults:
-        """Detect SIFT keypoints in every image that lacks them. Returns images without usable pixels or
+        """Detect SIFT keypoints in every image that lacks them. Returns images without usable camera, pixels or
         depth.
         """
         for index, image in tqdm(self._scene.images.items(), desc="SIFT", unit="image", disable=None):
+            if (fault := camera_fault(image.camera)) is not None:
+                self._faults.add(index, fault, f"camera of {image.image_path}: {fault}")
+                continue
             try:
                 if image.depth_path is None:
                     raise DataError(f"image {index}: no depth map")

@@ -137,8 +137,8 @@ def read_images(folder: Path, root: Path) -> dict[int, tuple[Path, Path | None]]
 
 
 def slots_of(folder: Path) -> int:
-    """Number of slots of a finished match set, from the size of its records; 0 if it has no pair. Raises
-    DataError.
+    """Number of slots of a finished match set, from the size of its records; 0 if it has no pair, or pairs
+    without keypoints. Raises DataError.
     """
     require_complete(folder, hint="build the match set")
     pairs = len(read_pair_table(folder))
@@ -147,7 +147,7 @@ def slots_of(folder: Path) -> int:
         return 0
     floats, rest = divmod(size, 4 * pairs)
     slots = (floats - record_floats(0)) // (record_floats(1) - record_floats(0))
-    if rest or record_floats(slots) != floats:
+    if rest or slots < 0 or record_floats(slots) != floats:
         raise DataError(
             f"{folder / RECORDS}: {size} bytes do not fit {pairs} pairs; build the match set again"
         )

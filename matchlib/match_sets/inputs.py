@@ -12,10 +12,12 @@ import numpy as np
 from matchlib.completion import digest_file, digest_json
 from matchlib.datasets.depth import read_depth
 from matchlib.datasets.gl3d import CorrIndex
-from matchlib.datasets.types import Scene, SceneImage
+from matchlib.datasets.types import Camera, Scene, SceneImage
 from matchlib.errors import ConfigError, DataError
 
-SourceKind = Literal["corr", "depth"]
+SourceKind = Literal["corr", "depth", "list"]
+_MAX_CONDITION = 1e12  # of K; 1e7 for a focal length of 3,000 pixels
+_ROTATION_TOLERANCE = 1e-2  # of R R^T - I, entry by entry; datasets write three digits and more
 
 
 @dataclass(slots=True)
@@ -31,51 +33,74 @@ class Faults:
             self.reasons[index], self.details[index] = reason, detail
 
 
-def choose_source(scene: Scene, wanted: Literal["auto", "corr", "depth"]) -> SourceKind:
-    """`corr.bin` or depth. Raises ConfigError if the scene lacks what was asked for, DataError if it has
-    neither.
+def choose_source(scene: Scene, wanted: Literal["auto", "corr", "depth", "list"]) -> SourceKind:
+    """`corr.bin`, else depth, else the list of pairs. Raises ConfigError if the scene lacks what was asked for,
+    DataError if it has none of them.
     """
-    has_depth = any(image.depth_path is not None for image in scene.images.values())
-    if wanted == "corr" and scene.corr_path is None:
-        raise ConfigError(
-            f"match_sets.source: corr, but scene {scene.name} has no corr.bin; use auto or depth"
-        )
-    if wanted == "depth" and not has_depth:
-        raise ConfigError(
-            f"match_sets.source: depth, but scene {scene.name} has no depth maps; use auto or corr"
-        )
-    if wanted != "auto":
-        return wanted
-    if scene.corr_path is None and not has_depth:
+    has: dict[SourceKind, tuple[bool, str]] = {
+        "corr": (scene.corr_path is not None, "corr.bin"),
+        "depth": (any(image.depth_path is not None for image in scene.images.values()), "depth maps"),
+        "list": (scene.candidate_pairs is not None, "list of pairs"),
+    }
+    if wanted == "auto":
+        for kind, (is_there, _) in has.items():
+            if is_there:
+                return kind
         raise DataError(
-            f"scene {scene.name}: neither corr.bin nor depth maps, so no correspondences can be made"
+            f"scene {scene.name}: expected corr.bin, depth maps or a list of pairs, found none of them; "
+            f"check that the dataset is complete"
         )
-    return "depth" if scene.corr_path is None else "corr"
+    is_there, what = has[wanted]
+    if not is_there:
+        others = ", ".join(kind for kind, (there, _) in has.items() if there)
+        raise ConfigError(
+            f"match_sets.source: {wanted}, but scene {scene.name} has no {what}; use auto"
+            + (f" or {others}" if others else "")
+        )
+    return wanted
 
 
 def input_digest(scene: Scene, kind: SourceKind) -> str:
     """Digest of cameras and of the bytes of every file that a match set is made from; names and times do not
     enter.
 
-    For `corr.bin`: that file and the keypoint files. For depth: images and depth maps. sha256 reads 1 to 2
-    GB/s, so that the largest GL3D scene takes a second or two beside minutes of work.
+    For `corr.bin`: that file and the keypoint files. For depth: images and depth maps. For a list of pairs: the
+    images. sha256 reads 1 to 2 GB/s, so that the largest GL3D scene takes a second or two beside minutes of work.
     """
     cameras = {index: _camera_values(image) for index, image in scene.images.items()}
     files: dict[str, str] = {}
     if kind == "corr" and scene.corr_path is not None:
         files["corr"] = digest_file(scene.corr_path)
     for index, image in scene.images.items():
-        paths = [image.keypoints_path] if kind == "corr" else [image.image_path, image.depth_path]
-        for role, path in enumerate(paths):
+        for role, path in enumerate(_files_of(image, kind)):
             files[f"{index}/{role}"] = digest_file(path) if path is not None and path.is_file() else "missing"
-    proposed = scene.candidate_pairs if kind == "depth" else None
+    proposed = None if kind == "corr" else scene.candidate_pairs
     return digest_json(
         {"cameras": cameras, "files": files, "pairs": proposed, "offset": scene.first_global_index}
     )
 
 
+def _files_of(image: SceneImage, kind: SourceKind) -> list[Path | None]:
+    if kind == "corr":
+        return [image.keypoints_path]
+    return [image.image_path] if kind == "list" else [image.image_path, image.depth_path]
+
+
+def camera_fault(camera: Camera) -> str | None:
+    """Why no geometry can be had from a camera; None if nothing is wrong with it."""
+    K, T = camera.K, camera.T_world_to_cam
+    if not np.isfinite(K).all() or np.linalg.cond(K) > _MAX_CONDITION:
+        return "singular intrinsics"
+    if not np.isfinite(T).all():
+        return "non-finite pose"
+    R = T[:3, :3]
+    if np.abs(R @ R.T - np.eye(3)).max() > _ROTATION_TOLERANCE or np.linalg.det(R) < 0:
+        return "pose without a rotation"
+    return None
+
+
 def corr_faults(scene: Scene, index: CorrIndex) -> Faults:
-    """Images named by `corr.bin` that have no camera, keypoint file, image file, or usable depth map.
+    """Images named by `corr.bin` that have no usable camera, keypoint file, image file, or usable depth map.
 
     Depth maps are read where the scene has them; images are only looked for, because decoding 1000 x 1000
     pixels takes longer than all the rest. A depth map that is all zero is a fault.
@@ -86,6 +111,8 @@ def corr_faults(scene: Scene, index: CorrIndex) -> Faults:
         if image is None:
             faults.add(number, "image without camera", f"image {number}: not in cameras.txt")
             continue
+        if (fault := camera_fault(image.camera)) is not None:
+            faults.add(number, fault, f"camera of {image.image_path}: {fault}")
         if image.keypoints_path is None or not image.keypoints_path.is_file():
             faults.add(number, "no keypoint file", f"{image.keypoints_path or 'img_kpts'}: not found")
         if not image.image_path.is_file() or image.image_path.stat().st_size == 0:

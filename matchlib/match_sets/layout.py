@@ -14,6 +14,8 @@ A record is 46 + 13 * slots float32 (53,432 bytes at 1024 slots):
 | .. | 6 * slots | affine frames of image 1; row i matches row i for i < inliers |
 | .. | slots | geometric label per row, 0 for rows without a match |
 
+Pairs without correspondences, from a dataset's own list, have no slots: their records end with the pose.
+
 differs from tfmatch: where an image has too few keypoints to fill its slots, the last rows are all zero.
 """
 
@@ -31,6 +33,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 HEADER_FLOATS = 46
+TRANSLATION = slice(37, 46, 4)  # of T_0to1, whose rows of four begin at float 34
 FLOATS_PER_SLOT = 13
 TFMATCH_SLOTS = 1024
 

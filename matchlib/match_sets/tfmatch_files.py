@@ -51,12 +51,15 @@ def export_match_sets(folder: Path, out: Path) -> int:
 
     Raises ConfigError if the set has other than 1024 slots: tfmatch's reader has the file length built in.
     """
-    slots = slots_of(folder)
+    slots, rows = slots_of(folder), read_pairs(folder)
+    if rows and slots == 0:
+        raise ConfigError(
+            f"{folder}: has pairs without keypoints; .match_set files need match_sets.source: corr or depth"
+        )
     if slots not in (0, TFMATCH_SLOTS):
         raise ConfigError(
             f"{folder}: has {slots} slots; .match_set files need match_sets.slots: {TFMATCH_SLOTS}"
         )
-    rows = read_pairs(folder)
     records = map_records(folder / RECORDS, TFMATCH_SLOTS) if rows else np.zeros((0, 0), np.float32)
     for row, record in zip(rows, records, strict=True):
         atomic_write(out / match_set_name(row), record.tobytes())

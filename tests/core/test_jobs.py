@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from safetensors.torch import save_file
 from matchlib.completion import MARKER, digest_file
 from matchlib.config import DatasetConfig, RunConfig
 from matchlib.datasets.images import write_image
+from matchlib.datasets.types import Supervision
 from matchlib.errors import ConfigError, DataError
 from matchlib.jobs import training
 from matchlib.jobs.data import index_dataset, read_index
 from matchlib.match_sets.config import MatchSetConfig
-from matchlib.match_sets.pairs import MatchSetSource
+from matchlib.match_sets.opened import MatchSetSource
+from matchlib.methods.spec import StageSpec
 from matchlib.training.config import StageConfig
 from matchlib.typed_yaml import merged, parse_overrides, read_yaml
+from matchlib.workflow import match_set_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,31 +66,101 @@ def test_a_folder_of_photographs_is_split_and_named_in_the_job(tmp_path: Path) -
     assert pairs.load(0, seed=1).to("cpu").size == (32, 24)
 
 
-def test_limits_of_the_configuration_reach_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[MatchSetSource] = []
-
-    class Pairs:
-        def __init__(self, sources: list[MatchSetSource], *, size: tuple[int, int]) -> None:
-            seen.extend(sources)
-
-    monkeypatch.setattr("matchlib.match_sets.pairs.DepthPosePairs", Pairs)
-    folder = tmp_path / "sets" / "gl3d" / "s.set"
-    folder.mkdir(parents=True)
-    (folder / MARKER).write_text("{}")
+def pairs_of(tmp_path: Path, dataset: str = "gl3d", **fields: Any) -> training.PairsOf:
+    """A dataset with finished match sets (in name only) of the scenes that it trains and validates on."""
     group = training.PairsOf(
-        dataset="gl3d",
+        dataset=dataset,
         format="gl3d",
         root=str(tmp_path),
-        match_sets=str(tmp_path / "sets" / "gl3d"),
-        train=("s",),
-        validation=(),
+        match_sets=str(tmp_path / "sets" / dataset),
         min_rotation_deg=7.0,
         max_rot_diff_deg=11.0,
+        **{"train": ("s",), "validation": (), **fields},
     )
-    training._match_set_pairs([group], "train", (8, 8))
-    assert (seen[0].min_rotation_deg, seen[0].max_rot_diff_deg) == (7.0, 11.0)
+    for scene in (*group.train, *group.validation):
+        folder = Path(group.match_sets) / match_set_folder(scene)
+        folder.mkdir(parents=True)
+        (folder / MARKER).write_text("{}")
+    return group
+
+
+class SeenPairs:
+    """Stands for a kind of pairs, and keeps what it was given."""
+
+    def __init__(self, sources: list[MatchSetSource], *, size: tuple[int, int]) -> None:
+        self.sources, self.size = sources, size
+
+
+class SeenPosePairs(SeenPairs):
+    pass
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matchlib.match_sets.pairs.DepthPosePairs", SeenPairs)
+    monkeypatch.setattr("matchlib.match_sets.pairs.PosePairs", SeenPosePairs)
+
+
+def job_of(*pairs: training.PairsOf, method: str = "m", stage: str = "s") -> training.TrainingJob:
+    config = StageConfig(steps=1, image_size=(8, 16))
+    return training.TrainingJob(run="r", method=method, stage=stage, seed=0, config=config, pairs=pairs)
+
+
+@dataclass(frozen=True)
+class Settings:
+    max_rotation_deg: float
+
+
+@pytest.mark.usefixtures("seen")
+@pytest.mark.parametrize(
+    ("needs", "settings", "kind", "limit"),
+    [
+        ("depth_pose", None, SeenPairs, 180.0),
+        ("depth_pose", Settings(50.0), SeenPairs, 180.0),
+        ("pose", None, SeenPosePairs, 80.0),
+        ("pose", Settings(50.0), SeenPosePairs, 50.0),
+    ],
+)
+def test_limits_reach_the_pairs_that_a_stage_needs(
+    tmp_path: Path, needs: Supervision, settings: Settings | None, kind: type, limit: float
+) -> None:
+    job, stage = job_of(pairs_of(tmp_path)), StageSpec(needs=needs, metric="x")
+    pairs: Any = training.pairs_of(job, stage, settings, "train")
+    assert type(pairs) is kind and pairs.size == (8, 16)
+    (source,) = pairs.sources
+    assert (source.min_rotation_deg, source.max_rot_diff_deg) == (7.0, 11.0)
+    assert source.max_rotation_deg == limit and source.folder.name == "s.set"
     assert MatchSetConfig().min_rotation_deg != 7.0
-    assert training._match_set_pairs([group], "validation", (8, 8)) is None
+    assert training.pairs_of(job, stage, settings, "validation") is None
+
+
+def test_unfinished_match_sets_are_named(tmp_path: Path) -> None:
+    group = replace(pairs_of(tmp_path), train=("s", "other"))
+    stage = StageSpec(needs="pose", metric="x")
+    with pytest.raises(DataError, match=r"other.set: match set not finished; run: snakemake match_sets_all"):
+        training.pairs_of(job_of(group), stage, None, "train")
+
+
+def test_no_scene_is_trained_and_validated_on(tmp_path: Path) -> None:
+    both = {"train": ("a", "b"), "validation": ("c",)}
+    first, second = pairs_of(tmp_path, "one", **both), pairs_of(tmp_path, "two", **both)
+    assert job_of(first, second).pairs == (first, second)
+    swapped = replace(second, train=("a",), validation=("c", "b"))
+    with pytest.raises(
+        ConfigError, match="scene b of .*: .* 'one' trains and dataset 'two' validates; give both"
+    ):
+        job_of(first, swapped)
+    with pytest.raises(ConfigError, match="'one' trains and dataset 'one' validates"):
+        job_of(replace(first, validation=("a",)))
+    elsewhere = replace(swapped, root=str(tmp_path / "other"))
+    assert job_of(first, elsewhere).pairs[1] is elsewhere
+    good = tmp_path / "job.json"
+    training.write_training_job(job_of(first, second), good)
+    assert training.read_training_job(good) == job_of(first, second)
+    bad = tmp_path / "bad.json"
+    bad.write_text(good.read_text().replace('"c"', '"a"'))
+    with pytest.raises(ConfigError, match=r"bad.json: .*scene a of"):
+        training.read_training_job(bad)
 
 
 def test_a_job_of_an_unknown_stage_is_refused(tmp_path: Path) -> None:
