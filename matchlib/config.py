@@ -37,6 +37,8 @@ class DatasetConfig:
     """Scenes to train on: a split of the format, e.g. gl3d: comb/train (file `list/comb/imageset_train.txt`)."""
     validation_split: str | None = None
     """Scenes for validation figures, e.g. comb/test; null: the description's, else some of `train_split`, held out."""
+    exclude: tuple[str, ...] | None = None
+    """Lists of scenes that are never used: names of the description's `exclusions`; null: all, []: none."""
     validation_scenes: int = 5
     """At most this many validation scenes are used."""
     validation_images: int = 500

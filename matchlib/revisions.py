@@ -15,5 +15,6 @@ REVISIONS = {
     "hpatches": 1,
     "labels": 1,
     "pck": 1,
+    "caps_dataset": 1,
     "report": 1,
 }

@@ -1,4 +1,4 @@
-"""Verbs on datasets: download, plan, match sets, verify."""
+"""Verbs on datasets: download, plan, match sets, pairs with poses, verify."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_verbs(verbs: Verbs) -> None:
     one.add_argument(
         "--first-global-index", type=int, default=0, help="of the scene, in image_index_offset.txt"
     )
+    _add_caps_dataset(verbs)
     one = verbs.add("download", _download, "Fetch and unpack one dataset; resumes what was interrupted.")
     one.add_argument("source", type=Path, help="its description, e.g. config/datasets/hpatches.yaml")
     one.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
@@ -39,6 +40,78 @@ def add_verbs(verbs: Verbs) -> None:
         "verify", _verify, "Check finished folders against their markers; a marker that lies is removed."
     )
     one.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+
+
+def _add_caps_dataset(verbs: Verbs) -> None:
+    from matchlib.datasets.caps_megadepth import PHASES
+
+    one = verbs.add(
+        "caps-dataset",
+        _caps_dataset,
+        "Images, cameras and pairs as CAPS' MegaDepth has them, from a COLMAP model or from scenes with depth.",
+    )
+    source = one.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--colmap", type=Path, metavar="MODEL_DIR", help="cameras, images, points3D (.bin or .txt)"
+    )
+    source.add_argument("--dataset", metavar="FORMAT", help="gl3d, blendedmvs, rgbd, ...")
+    one.add_argument("--images", type=Path, metavar="DIR", help="with --colmap: the images of the model")
+    one.add_argument("--scene", metavar="NAME", help="with --colmap: name of the scene to write, e.g. 0000")
+    one.add_argument("--root", type=Path, metavar="DIR", help="with --dataset: its root")
+    one.add_argument("--scenes", nargs="+", metavar="SCENE", help="with --dataset: which; default: all")
+    one.add_argument("--out", type=Path, required=True, metavar="ROOT", help="root of the dataset to write")
+    one.add_argument("--phase", default="train", choices=PHASES, help="default: train")
+    one.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar="PX", help="default: 640 480")
+    one.add_argument("--max-rotation", type=float, default=80.0, metavar="DEG", help="default: 80")
+    one.add_argument(
+        "--min-covisible", type=int, default=30, metavar="N", help="common 3D points; default: 30"
+    )
+    one.add_argument(
+        "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of known depth; default: 0.1"
+    )
+    one.add_argument(
+        "--max-unreadable", type=float, default=0.1, metavar="SHARE", help="of the images; default: 0.1"
+    )
+    one.add_argument("--quality", type=int, default=95, help="of the JPEG files; default: 95")
+
+
+def _caps_dataset(options: argparse.Namespace) -> None:
+    from matchlib.jobs.caps import CapsBuildConfig, build_from_colmap, build_from_dataset, scenes_of
+
+    config = CapsBuildConfig(
+        size=tuple(options.size),
+        max_rotation_deg=options.max_rotation,
+        min_covisible=options.min_covisible,
+        min_overlap=options.min_overlap,
+        max_unreadable_share=options.max_unreadable,
+        jpeg_quality=options.quality,
+    )
+    phase, out = options.phase, options.out
+    if options.colmap is not None:
+        _check_together(options, "colmap", needs=("images", "scene"), refuses=("root", "scenes"))
+        one = build_from_colmap(
+            options.colmap, options.images, out, scene=options.scene, phase=phase, config=config
+        )
+        print(f"{one.folder}: {one.images} images, {one.pairs} pairs")
+        return
+    _check_together(options, "dataset", needs=("root",), refuses=("images", "scene"))
+    for scene in options.scenes or scenes_of(options.dataset, options.root):
+        one = build_from_dataset(options.dataset, options.root, scene, out, phase=phase, config=config)
+        print(f"{one.folder}: {one.images} images, {one.pairs} pairs")
+
+
+def _check_together(
+    options: argparse.Namespace, with_option: str, *, needs: tuple[str, ...], refuses: tuple[str, ...]
+) -> None:
+    """Options that belong to another one; argparse cannot say that."""
+    from matchlib.errors import ConfigError
+
+    for name in needs:
+        if getattr(options, name) is None:
+            raise ConfigError(f"--{name}: needed with --{with_option}; see matchlib caps-dataset --help")
+    for name in refuses:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: has no meaning with --{with_option}; leave it out")
 
 
 def _match_set(options: argparse.Namespace) -> None:

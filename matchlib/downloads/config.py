@@ -20,6 +20,7 @@ Status = Literal["available", "gone", "unverified"]
 
 SPLIT_KINDS = ("tar-split", "zip-split")
 MAX_PARTS = 10_000
+EXCLUDE_SCENES = "exclude_scenes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _URL = re.compile(r"(https?://|mirror:|file://)\S+")
 _DIGEST_LENGTHS = {"sha256": 64, "sha1": 40, "md5": 32}
@@ -200,14 +201,35 @@ class DatasetSource:
     """Scenes that are never used, e.g. because another benchmark tests on them."""
     exclude_scenes_from: str | None = None
     """A YAML file beside this one with more of them (keys `source` and `scenes`)."""
+    exclusions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Named lists of scenes that a benchmark tests on: never used, unless `exclude` of the configuration says so."""
     used_by: tuple[str, ...] = ()
     """Methods and benchmarks that use it, for the plan."""
 
     def __post_init__(self) -> None:
+        if EXCLUDE_SCENES in self.exclusions:
+            raise ConfigError(
+                f"exclusions.{EXCLUDE_SCENES}: this name is taken by the key `{EXCLUDE_SCENES}`"
+            )
         names = [archive.name for archive in self.archives]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"archives: the name {twice[0]} occurs twice")
+
+    def excluded(self, names: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
+        """Scenes to leave out, by the name of the list: all lists, or those that `names` gives.
+
+        The scenes of the key `exclude_scenes` are the list of that name. Raises ConfigError for an unknown list.
+        """
+        lists = dict(self.exclusions)
+        if self.exclude_scenes:
+            lists[EXCLUDE_SCENES] = self.exclude_scenes
+        unknown = sorted(set(names or ()) - set(lists))
+        if unknown:
+            raise ConfigError(
+                f"exclude: dataset {self.name} has no list '{unknown[0]}' (known: {', '.join(lists) or 'none'})"
+            )
+        return {name: scenes for name, scenes in lists.items() if names is None or name in names}
 
     def archive(self, name: str) -> Archive:
         """The archive of that name. Raises ConfigError that lists the known ones."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from matchlib.completion import atomic_write_json, digest_file
 from matchlib.config import DatasetConfig, method_settings
 from matchlib.datasets.types import FORMATS
-from matchlib.downloads.config import read_source
+from matchlib.downloads.config import DatasetSource, read_source
 from matchlib.downloads.dataset import check_in_place
 from matchlib.errors import DataError
 from matchlib.methods.spec import METHODS
@@ -28,6 +28,7 @@ class DatasetIndex:
 
     train, validation: names of scenes, or paths of photographs relative to `root`
     content: digest of the marker of the unpacked root, null for a root that is used in place
+    excluded: scenes that must not be used, whether or not they are there, by the name of the list
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class DatasetIndex:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     content: str | None
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def index_dataset(
@@ -65,7 +67,9 @@ def index_dataset(
         train_split=settings.train_split,
         validation_split=settings.validation_split,
         max_validation=max_validation(settings, format_name),
+        exclude=settings.exclude,
     )
+    _log_exclusions(name, description, settings)
     what = "scenes" if layout.list_images is None else "photographs"
     _log.info(
         "%s: %d training and %d validation %s", name, len(scenes["train"]), len(scenes["validation"]), what
@@ -77,8 +81,24 @@ def index_dataset(
         train=scenes["train"],
         validation=scenes["validation"],
         content=None if unpacked is None else digest_file(unpacked),
+        excluded=description.excluded(settings.exclude),
     )
     atomic_write_json(out, dump_typed(index))
+
+
+def _log_exclusions(name: str, description: DatasetSource, settings: DatasetConfig) -> None:
+    applied = description.excluded(settings.exclude)
+    left_off = [list_name for list_name in description.excluded() if list_name not in applied]
+    if applied:
+        counts = ", ".join(f"{list_name} {len(scenes)}" for list_name, scenes in applied.items())
+        total = len(set().union(*applied.values()))
+        _log.info("%s: %d scenes are never used: %s", name, total, counts)
+    if left_off:
+        _log.warning(
+            "%s: exclude leaves off %s: scenes that benchmarks test on may be trained on",
+            name,
+            ", ".join(left_off),
+        )
 
 
 def read_index(path: Path) -> DatasetIndex:

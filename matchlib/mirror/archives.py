@@ -1,4 +1,4 @@
-"""Archives as public datasets come (split tar, tar.gz, split zip); equal input gives equal bytes."""
+"""Archives as public datasets come (tar, split tar, tar.gz, split zip); equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def write_tar_gz(path: Path, root: Path, files: Sequence[Path], prefix: str) -> 
         gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=_TIME) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
+        _add_members(tar, root, files, prefix)
+
+
+def write_tar(path: Path, root: Path, files: Sequence[Path], prefix: str = "") -> None:
+    """Write `files` (below `root`) as a plain tar whose member names begin with `prefix`."""
+    with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         _add_members(tar, root, files, prefix)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matchlib.completion import (
@@ -21,9 +21,22 @@ from matchlib.completion import (
     read_marker,
     write_marker_digests,
 )
-from matchlib.mirror.archives import files_below, write_split_zip, write_tar_chunks, write_tar_gz, write_zip
+from matchlib.mirror.archives import (
+    files_below,
+    write_split_zip,
+    write_tar,
+    write_tar_chunks,
+    write_tar_gz,
+    write_zip,
+)
 from matchlib.mirror.blendedmvs_writer import write_blendedmvs_lists, write_blendedmvs_scene
-from matchlib.mirror.config import MirrorConfig
+from matchlib.mirror.caps_writer import caps_scene_name, write_caps_scene
+from matchlib.mirror.config import (
+    BlendedMVSMirrorConfig,
+    CapsMirrorConfig,
+    GL3DMirrorConfig,
+    MirrorConfig,
+)
 from matchlib.mirror.gl3d_writer import write_gl3d_lists, write_gl3d_scene
 from matchlib.mirror.hpatches_writer import sequence_names, write_hpatches_sequence
 from matchlib.mirror.photos_writer import SPLIT_POOLS, Split, write_photographs
@@ -50,6 +63,7 @@ GL3D_ARCHIVES = {
 }
 BLENDEDMVS_ARCHIVE = "BlendedMVS"
 HPATCHES_ARCHIVE = "hpatches-sequences-release"
+CAPS_ARCHIVE = "CAPS-MegaDepth-release-light"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ def build_mirror(config: MirrorConfig, out: Path, *, workers: int = 1) -> None:
         _remove_archives(out)
         work = open_work(out, mark)
         tree = work / "tree"
-        tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree)
+        tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree) + _caps_tasks(config, tree)
         tasks += _hpatches_tasks(config, tree) + _coco_tasks(config, tree)
         _run(tasks, work / "unfinished", workers)
         _write_lists(config, tree)
@@ -97,29 +111,40 @@ def build_mirror(config: MirrorConfig, out: Path, *, workers: int = 1) -> None:
 
 # ---------------------------------------------------------------- what is drawn
 def scene_names(config: MirrorConfig, dataset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the training and the validation scenes of "gl3d" or "blendedmvs"."""
-    settings = config.gl3d if dataset == "gl3d" else config.blendedmvs
-    total = settings.train_scenes + settings.validation_scenes
-    names = tuple(scene_name(config.seed, dataset, index) for index in range(total))
+    """Names of the training and the validation scenes of "gl3d", "blendedmvs" or "caps_megadepth"."""
+    settings = _settings(config, dataset)
+    indices = range(settings.train_scenes + settings.validation_scenes)
+    if dataset == "caps_megadepth":
+        names = tuple(caps_scene_name(index) for index in indices)
+    else:
+        names = tuple(scene_name(config.seed, dataset, index) for index in indices)
     return names[: settings.train_scenes], names[settings.train_scenes :]
 
 
 def draw_scene(config: MirrorConfig, dataset: str, index: int) -> MirrorScene:
-    """Scene number `index` of "gl3d" or "blendedmvs"; the training scenes come first."""
-    is_gl3d = dataset == "gl3d"
-    settings = config.gl3d if is_gl3d else config.blendedmvs
+    """Scene number `index` of a dataset (see `scene_names`); the training scenes come first."""
+    settings = _settings(config, dataset)
     pool: Pool = "training" if index < settings.train_scenes else "validation"
-    return build_scene(
+    scene = build_scene(
         seed=config.seed,
         dataset=dataset,
         index=index,
         pool=pool,
         images=settings.images_per_scene,
-        image_size=config.gl3d.original_size if is_gl3d else config.blendedmvs.image_size,
+        image_size=settings.original_size if isinstance(settings, GL3DMirrorConfig) else settings.image_size,
         texture_px=config.texture_px,
         lighting_conditions=config.lighting_conditions,
-        distorted=is_gl3d,
+        distorted=dataset == "gl3d",
     )
+    return replace(scene, name=caps_scene_name(index)) if dataset == "caps_megadepth" else scene
+
+
+def _settings(
+    config: MirrorConfig, dataset: str
+) -> GL3DMirrorConfig | BlendedMVSMirrorConfig | CapsMirrorConfig:
+    if dataset == "caps_megadepth":
+        return config.caps_megadepth
+    return config.gl3d if dataset == "gl3d" else config.blendedmvs
 
 
 def _gl3d_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
@@ -168,6 +193,24 @@ def _coco_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
     return [task(split) for split in SPLIT_POOLS]
 
 
+def _caps_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    settings = config.caps_megadepth
+
+    def task(index: int, name: str) -> _Task:
+        phase = "train" if index < settings.train_scenes else "val"
+
+        def write(folder: Path) -> None:
+            scene = draw_scene(config, "caps_megadepth", index)
+            write_caps_scene(
+                folder / phase, scene, settings, seed=config.seed, supersampling=config.supersampling
+            )
+
+        return _Task(f"{phase}/{name}", tree / CAPS_ARCHIVE / phase / name, write)
+
+    train, validation = scene_names(config, "caps_megadepth")
+    return [task(index, name) for index, name in enumerate(train + validation)]
+
+
 def _run(tasks: Sequence[_Task], unfinished: Path, workers: int) -> None:
     """Do what is not done yet. Threads suffice: almost all time is spent in NumPy and OpenCV."""
 
@@ -212,6 +255,8 @@ def _pack(config: MirrorConfig, tree: Path, folder: Path) -> list[Path]:
     for split in SPLIT_POOLS:
         paths.append(folder / f"{split}.zip")
         write_zip(paths[-1], root, files_below(root / split))
+    paths.append(folder / f"{CAPS_ARCHIVE}.tar")
+    write_tar(paths[-1], tree / CAPS_ARCHIVE, files_below(tree / CAPS_ARCHIVE), f"{CAPS_ARCHIVE}/")
     return paths
 
 
@@ -231,7 +276,7 @@ def _remove_archives(out: Path) -> None:
     """
     patterns = [f"{name}.tar.[0-9]*" for name in GL3D_ARCHIVES]
     patterns += [f"{BLENDEDMVS_ARCHIVE}.z[0-9]*", f"{BLENDEDMVS_ARCHIVE}.zip", f"{HPATCHES_ARCHIVE}.tar.gz"]
-    patterns += [f"{split}.zip" for split in SPLIT_POOLS]
+    patterns += [*(f"{split}.zip" for split in SPLIT_POOLS), f"{CAPS_ARCHIVE}.tar"]
     for pattern in (MARKER, *patterns, CHECKSUMS):
         for path in out.glob(pattern):
             path.unlink()

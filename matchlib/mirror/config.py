@@ -139,6 +139,44 @@ class CocoMirrorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapsMirrorConfig:
+    """Scenes written in the layout of CAPS' MegaDepth subset."""
+
+    train_scenes: int = 3
+    """Scenes in the folder `train`; their textures come from the training photographs."""
+
+    validation_scenes: int = 1
+    """Scenes in the folder `val`; their textures come from the validation photographs."""
+
+    images_per_scene: int = 10
+    """Cameras per scene, dealt out to its sub-models in turn."""
+
+    sub_models: int = 2
+    """Folders `dense<k>` per scene; each has a world of its own scale, position and orientation."""
+
+    image_size: tuple[int, int] = (320, 240)
+    """(width, height) of all images (640 x 480 in the real set)."""
+
+    min_covisible_share: float = 0.15
+    """Two images are a pair if each shows at least this share of the other; rotation is 80 degrees at most."""
+
+    def __post_init__(self) -> None:
+        _check_counts("mirror.caps_megadepth", train_scenes=self.train_scenes, sub_models=self.sub_models)
+        _check_not_negative("mirror.caps_megadepth", validation_scenes=self.validation_scenes)
+        _check_size("mirror.caps_megadepth.image_size", self.image_size)
+        if self.images_per_scene < 2 * self.sub_models:
+            raise ConfigError(
+                f"mirror.caps_megadepth.images_per_scene: expected at least 2 for each of {self.sub_models} "
+                f"sub_models, got {self.images_per_scene}"
+            )
+        if not 0 < self.min_covisible_share <= 1:
+            raise ConfigError(
+                f"mirror.caps_megadepth.min_covisible_share: expected a share above 0 to 1, "
+                f"got {self.min_covisible_share}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorConfig:
     """The whole demo world. Equal settings give equal bytes."""
 
@@ -165,6 +203,9 @@ class MirrorConfig:
 
     coco: CocoMirrorConfig = field(default_factory=CocoMirrorConfig)
     """COCO-like photographs."""
+
+    caps_megadepth: CapsMirrorConfig = field(default_factory=CapsMirrorConfig)
+    """Scenes like CAPS' MegaDepth subset."""
 
     def __post_init__(self) -> None:
         _check_counts(

@@ -12,6 +12,7 @@ import pytest
 from matchlib.mirror.build import build_mirror
 from matchlib.mirror.config import (
     BlendedMVSMirrorConfig,
+    CapsMirrorConfig,
     CocoMirrorConfig,
     GL3DMirrorConfig,
     HPatchesMirrorConfig,
@@ -36,6 +37,9 @@ TINY = MirrorConfig(
     ),
     hpatches=HPatchesMirrorConfig(illumination_sequences=1, viewpoint_sequences=1, image_size=(160, 120)),
     coco=CocoMirrorConfig(train_images=10, validation_images=2, longer_side=(96, 128)),
+    caps_megadepth=CapsMirrorConfig(
+        train_scenes=1, validation_scenes=1, images_per_scene=5, image_size=(128, 96)
+    ),
 )
 
 

@@ -29,7 +29,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def smaller(tiny_config):
-    """Two scenes and two sequences, as small as they get."""
+    """Three scenes and two sequences, as small as they get."""
     return replace(
         tiny_config,
         texture_px=64,
@@ -38,6 +38,7 @@ def smaller(tiny_config):
         blendedmvs=replace(tiny_config.blendedmvs, validation_scenes=0, images_per_scene=2),
         hpatches=replace(tiny_config.hpatches, image_size=(64, 48)),
         coco=CocoMirrorConfig(train_images=2, validation_images=1, longer_side=(64, 64)),
+        caps_megadepth=replace(tiny_config.caps_megadepth, validation_scenes=0, image_size=(64, 48)),
     )
 
 
@@ -60,6 +61,7 @@ def test_archives_are_named_and_cut_as_upstream(mirror):
         "hpatches-sequences-release.tar.gz",
         "train2017.zip",
         "val2017.zip",
+        "CAPS-MegaDepth-release-light.tar",
     } <= names
     assert "work" not in names
     assert "lease.json" not in names
@@ -93,6 +95,7 @@ def test_same_settings_give_the_same_bytes_whatever_the_workers(smaller, undistu
     assert one["gl3d_imgs.tar.000"] != other["gl3d_imgs.tar.000"]
     assert one["hpatches-sequences-release.tar.gz"] != other["hpatches-sequences-release.tar.gz"]
     assert one["train2017.zip"] != other["train2017.zip"]
+    assert one["CAPS-MegaDepth-release-light.tar"] != other["CAPS-MegaDepth-release-light.tar"]
 
 
 def test_a_finished_mirror_is_left_alone_and_a_changed_one_is_replaced(smaller, undisturbed, tmp_path):
@@ -125,7 +128,7 @@ def test_an_interrupted_build_goes_on_where_it_was(smaller, undisturbed, tmp_pat
     draw = build.draw_scene
     monkeypatch.setattr(build, "draw_scene", lambda *args: calls.append(args) or draw(*args))
     build_mirror(smaller, tmp_path / "cut")
-    assert not calls  # both scenes had been finished
+    assert not calls  # all scenes had been finished
     assert contents(tmp_path / "cut") == contents(undisturbed)
 
 
