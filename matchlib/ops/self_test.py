@@ -14,10 +14,11 @@ from unittest import mock
 import torch
 
 from matchlib.errors import BuildError
-from matchlib.ops import deform_conv_native, mining_native, nearest
+from matchlib.ops import deform_conv_native, mining_native, nearest, sampled_similarity_native
 from matchlib.ops.deform_conv import modulated_deform_conv2d_reference
 from matchlib.ops.extension import ExtensionInfo, load_library
 from matchlib.ops.mining import Backend, hardest_negatives
+from matchlib.ops.sampled_similarity_reference import sampled_similarity_reference
 
 _BACKENDS: tuple[Backend, Backend] = ("auto", "reference")
 
@@ -43,6 +44,10 @@ def run(library: Path) -> dict[str, object]:
         for device in devices:
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 _check_mining(torch.device(device), memory_format)
+    for device in devices:
+        for dtype in (torch.float32, torch.float64):
+            for zeros in (False, True):
+                _check_sampled_similarity(torch.device(device), dtype, zeros)
     return {"devices": devices, "reason": ""}
 
 
@@ -110,6 +115,28 @@ def _check_mining(device: torch.device, memory_format: torch.memory_format) -> N
         raise BuildError(f"mining on {device}: the native kernel finds other cells than the reference")
     if not torch.equal(found[0].similarity, found[1].similarity):
         raise BuildError(f"mining on {device}: the native kernel finds other similarities than the reference")
+
+
+def _check_sampled_similarity(device: torch.device, dtype: torch.dtype, zeros: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    # 37 positions in and around a map of 11 x 13 cells; 70 numbers: no multiple of a vector or a warp.
+    queries, maps = random(2, 50, 70).requires_grad_(), random(2, 11, 13, 70).requires_grad_()
+    positions, grad = 6 + 5 * random(2, 50, 37, 2), random(2, 50, 37)
+    results = []
+    for function in (sampled_similarity_native.sampled_similarity_op, sampled_similarity_reference):
+        output = function(queries, maps, positions, zeros)
+        results.append([output.detach(), *torch.autograd.grad(output, [queries, maps], grad)])
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    for name, native, reference in zip(("output", "grad_queries", "grad_maps"), *results, strict=True):
+        error = (native - reference).abs().max() / reference.abs().max()
+        if not error < tolerance:
+            raise BuildError(
+                f"sampled_similarity on {device} in {dtype}: {name} differs from the reference by {error:.1e}"
+            )
 
 
 if __name__ == "__main__":

@@ -20,4 +20,22 @@ STABLE_TORCH_LIBRARY(matchlib_native, m) {
   m.def(
       "hardest_cells(Tensor queries, Tensor candidates, Tensor cells, Tensor first_cell, Tensor centres, "
       "Tensor radii_sq, Tensor reach, int cuda_stream, Tensor(a!) index, Tensor(b!) similarity) -> ()");
+  // Products of queries (B, N, D) with maps (B, H, W, D) read between cells at positions (B, N, K, 2); see
+  // sampled_similarity.h.
+  m.def(
+      "sampled_similarity(Tensor queries, Tensor maps, Tensor positions, bool zeros, int cuda_stream, "
+      "Tensor(a!) similarity) -> ()");
+  // On the CPU both gradients at once: writes grad_queries, adds to grad_maps.
+  m.def(
+      "sampled_similarity_backward(Tensor grad, Tensor queries, Tensor maps, Tensor positions, bool zeros, "
+      "Tensor(a!) grad_queries, Tensor(b!) grad_maps) -> ()");
+  // On CUDA in two steps. Writes grad_queries, and of each position's corners the cell, counted over all images, and
+  // its weight.
+  m.def(
+      "sampled_similarity_shares(Tensor grad, Tensor queries, Tensor maps, Tensor positions, bool zeros, "
+      "int cuda_stream, Tensor(a!) grad_queries, Tensor(b!) cells, Tensor(c!) weights) -> ()");
+  // The second, after sorting: `order` lists the corners cell by cell, cell c's from first_corner[c] on.
+  m.def(
+      "sampled_similarity_gather(Tensor queries, Tensor weights, Tensor order, Tensor first_corner, "
+      "int cuda_stream, Tensor(a!) grad_maps) -> ()");
 }
