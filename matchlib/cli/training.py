@@ -1,4 +1,4 @@
-"""Verbs around training: train, label photographs, import weights, build the native operators."""
+"""Verbs around training: train, draw its pictures, label photographs, import weights, build the native operators."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ def add_verbs(verbs: Verbs) -> None:
     one.add_argument(
         "--processes", default="auto", metavar="N", help="processes on this machine; auto: one per GPU"
     )
+    one = verbs.add(
+        "training-pictures",
+        _training_pictures,
+        "Draw the pictures of a training stage for validation pairs, from one weights file or checkpoint.",
+    )
+    one.add_argument("job", type=Path, help="results/train/<run>/<stage>.job.json")
+    one.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="safetensors of the stage, e.g. work/checkpoints/step-00000100/model.safetensors",
+    )
+    one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one.add_argument("--pairs", type=int, default=8, metavar="N", help="validation pairs; default: 8")
+    add_device(one)
     one = verbs.add(
         "label", _label, "Label photographs with a trained detector; resumes what was interrupted."
     )
@@ -54,6 +70,17 @@ def _train(options: argparse.Namespace) -> int | None:
         return run_processes(again, processes=processes)
     run_training(read_training_job(options.job), options.out, device=choose_device(options.device))
     return None
+
+
+def _training_pictures(options: argparse.Namespace) -> None:
+    from matchlib.api import choose_device
+    from matchlib.jobs.pictures import draw_training_pictures
+    from matchlib.jobs.training import read_training_job
+
+    job = read_training_job(options.job)
+    device = choose_device(options.device)
+    count = draw_training_pictures(job, options.weights, options.out, pairs=options.pairs, device=device)
+    print(f"{options.out}: pictures of {count} pairs")
 
 
 def _processes(wanted: str, device: str) -> int:

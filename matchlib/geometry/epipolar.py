@@ -1,4 +1,4 @@
-"""Essential and fundamental matrices, and distances to epipolar lines."""
+"""Essential and fundamental matrices, epipolar lines and distances to them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,63 @@ def fundamental_from_pose(T_0to1: Tensor, K0: Tensor, K1: Tensor) -> Tensor:
     E = essential_from_pose(T_0to1)
     F: Tensor = torch.linalg.inv(K1).transpose(-1, -2) @ E @ torch.linalg.inv(K0)
     return F
+
+
+def epipolar_lines(points_N2: Tensor, F_0to1: Tensor) -> Tensor:
+    """Lines (a, b, c), (..., N, 3), a x + b y + c = 0 in image 1, of points (..., N, 2) of image 0.
+
+    F_0to1: (..., 3, 3) of the same dtype; its entries span six decades and more, so let both be float64. (a, b) has
+    unit length, so that what follows may go on in float32. A point at the epipole, or a zero F, has no line: it gives
+    (0, 0, 0). For lines in image 0 of points of image 1 pass `F_0to1.mT`.
+    """
+    homogeneous = torch.cat([points_N2, torch.ones_like(points_N2[..., :1])], dim=-1)
+    lines = homogeneous @ F_0to1.mT
+    length = torch.linalg.vector_norm(lines[..., :2], dim=-1, keepdim=True)
+    # What the sums above would leave behind by rounding if they cancelled.
+    terms = torch.linalg.vector_norm((homogeneous.abs() @ F_0to1.mT.abs())[..., :2], dim=-1, keepdim=True)
+    is_line = length > 8 * torch.finfo(lines.dtype).eps * terms
+    return torch.where(is_line, lines / torch.where(is_line, length, 1), 0)
+
+
+def point_line_distance(points_N2: Tensor, lines_N3: Tensor) -> Tensor:
+    """Distances (..., N), each >= 0, of points (..., N, 2) to lines (..., N, 3) of any scale, in the points' unit.
+
+    A line (0, 0, 0) is at distance 0 of everything; mask it. Differentiable.
+    """
+    normal = lines_N3[..., :2]
+    length = torch.linalg.vector_norm(normal, dim=-1)
+    residual = (points_N2 * normal).sum(-1) + lines_N3[..., 2]
+    distance: Tensor = residual.abs() / length.clamp_min(1e-8)
+    return distance
+
+
+def clip_lines(lines_N3: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The part of each line that lies in an image of `size` = (width, height): ends (..., N, 2, 2) and validity.
+
+    lines: (..., N, 3). The image is [0, width - 1] x [0, height - 1], between the centres of its outermost pixels;
+    ends lie on its border. valid (..., N) bool: the line crosses it; where not, or where the line is (0, 0, 0) or not
+    finite, both ends are (0, 0). A line through a corner counts if it crosses the image, and one that only touches a
+    corner does not. Source: the slab method, as of Kay & Kajiya 1986.
+    """
+    a, b, c = lines_N3.unbind(-1)
+    length = torch.linalg.vector_norm(lines_N3[..., :2], dim=-1)
+    scale = 1 / torch.where(length > 0, length, 1)
+    far = lines_N3.new_tensor([size[0] - 1.0, size[1] - 1.0])
+    # The point of the line that is nearest to the image's centre, and from there along the line.
+    offset = ((a * far[0] + b * far[1]) / 2 + c) * scale
+    nearest = far / 2 - offset[..., None] * lines_N3[..., :2] * scale[..., None]
+    direction = torch.stack([-b, a], dim=-1) * scale[..., None]
+    parallel = direction.abs() < torch.finfo(lines_N3.dtype).tiny
+    steps = torch.where(parallel, 1, direction)
+    at_low, at_far = -nearest / steps, (far - nearest) / steps
+    begin = torch.where(parallel, -torch.inf, torch.minimum(at_low, at_far)).amax(-1)
+    end = torch.where(parallel, torch.inf, torch.maximum(at_low, at_far)).amin(-1)
+    within = (~parallel | ((nearest >= 0) & (nearest <= far))).all(-1)
+    rounding = 8 * torch.finfo(lines_N3.dtype).eps * max(size)
+    valid = (length > 0) & torch.isfinite(lines_N3).all(-1) & within & (end - begin > rounding)
+    along = torch.stack([begin, end], dim=-1)[..., None]
+    ends = (nearest[..., None, :] + along * direction[..., None, :]).clamp_min(0).minimum(far)
+    return torch.where(valid[..., None, None], ends, 0), valid
 
 
 def symmetric_epipolar_distance(points0_N2: Tensor, points1_N2: Tensor, F_0to1: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Networks that several methods build on. Importing this package imports no torch."""
