@@ -10,9 +10,13 @@ from matchlib.cli.verbs import Verbs, add_method
 
 def add_verbs(verbs: Verbs) -> None:
     """Declare this module's verbs."""
-    one = verbs.add("extract", _extract, "Features of all images of a folder, as HDF5 that hloc reads too.")
+    one = verbs.add(
+        "extract", _extract, "Features of one image or of all of a folder, as HDF5 that hloc reads too."
+    )
     add_method(one)
-    one.add_argument("--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders")
+    one.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders; or one image"
+    )
     one.add_argument("--out", type=Path, required=True, metavar="FILE.h5")
     one.add_argument(
         "--resize-short-side", type=int, metavar="PX", help="shrink images first; default: original size"
@@ -22,9 +26,24 @@ def add_verbs(verbs: Verbs) -> None:
     one.add_argument("second", type=Path)
     one.add_argument("--out", type=Path, default=Path("matches.png"), metavar="FILE.png")
     add_method(one)
-    one = verbs.add("export-npz", _export_npz, "A features file as one npz per image.")
+    one = verbs.add("export", _export, "A features file in a layout that other programs read.")
     one.add_argument("features", type=Path, metavar="FILE.h5")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one.add_argument(
+        "--format",
+        choices=("npz", "posfeat-npz", "imw-h5", "hloc-h5"),
+        default="npz",
+        help="npz, posfeat-npz: a file per image; imw-h5: four files per folder of images; hloc-h5: one feat.h5 "
+        "(FILE.h5 itself is one that hloc reads); default: npz",
+    )
+    one.add_argument(
+        "--postfix", default="posfeat", metavar="WORD", help="of posfeat-npz: <image>.WORD; default: posfeat"
+    )
+    one.add_argument("--half", action="store_true", help="of hloc-h5: descriptors in half precision")
+    one = verbs.add("export-npz", _export, "As export with --format npz.")
+    one.add_argument("features", type=Path, metavar="FILE.h5")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR")
+    one.set_defaults(format="npz", postfix="posfeat", half=False)
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -39,9 +58,10 @@ def _extract(options: argparse.Namespace) -> None:
         options.method, weights=options.weights, settings=settings, device=options.device
     )
     config = ExtractionConfig(resize_short_side=options.resize_short_side)
-    report = extract_features(
-        options.images, list_images(options.images), extractor=extractor, out=options.out, config=config
-    )
+    is_one = options.images.is_file()
+    folder = options.images.parent if is_one else options.images
+    names = [options.images.name] if is_one else list_images(folder)
+    report = extract_features(folder, names, extractor=extractor, out=options.out, config=config)
     print(f"{options.out}: {report.images} images, {len(report.unreadable)} unreadable")
 
 
@@ -64,9 +84,16 @@ def _match(options: argparse.Namespace) -> None:
     )
 
 
-def _export_npz(options: argparse.Namespace) -> None:
-    from matchlib.features.npz import export_npz
+def _export(options: argparse.Namespace) -> None:
+    from matchlib.features.exports import export_features
     from matchlib.features.store import FeatureReader
 
     with FeatureReader(options.features) as reader:
-        print(f"{options.out}: {export_npz(reader, options.out)} files")
+        files = export_features(
+            reader,
+            options.out,
+            layout=options.format,
+            postfix=options.postfix,
+            half_descriptors=options.half,
+        )
+        print(f"{options.out}: {len(reader)} images in {files} files")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from matchlib.completion import atomic_path
 from matchlib.errors import DataError, ShapeError
@@ -33,14 +36,29 @@ def export_npz(reader: FeatureReader, folder: Path) -> int:
 
 def read_npz(path: Path) -> Features:
     """Features of one image from what `export_npz` wrote. Raises DataError naming the file."""
+    arrays = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            width, height = (int(side) for side in arrays["image_size"])
-            return Features(
-                keypoints=arrays["keypoints"],
-                scores=arrays["scores"],
-                descriptors=arrays["descriptors"],
-                image_size=(width, height),
-            )
-    except (OSError, KeyError, ValueError, ShapeError) as error:
+        width, height = (int(side) for side in arrays["image_size"])
+        return Features(
+            keypoints=arrays["keypoints"],
+            scores=arrays["scores"],
+            descriptors=arrays["descriptors"],
+            image_size=(width, height),
+        )
+    except (KeyError, ValueError, ShapeError) as error:
+        raise DataError(f"{path}: not a features file ({error}); export it again") from error
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a NumPy archive by name, whatever the file is called; pickled ones are refused.
+
+    Raises DataError naming the file.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("a single array")
+        with loaded as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a features file ({error}); export it again") from error
