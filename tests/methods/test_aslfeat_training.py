@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def test_correspondences_depend_on_the_seed_of_the_pair_only(planar_pair):
 
 def test_wrong_depth_leaves_no_correspondences_and_no_loss(planar_pair):
     good = planar_pair(64)
-    bad = PairBatch(
-        **{f: getattr(good, f) for f in good.__slots__} | {"depth1": torch.zeros_like(good.depth1)}
-    )
+    bad = replace(good, depth1=torch.zeros_like(good.depth1))
     assert len(draw_correspondences(bad, 0, LossConfig())) == 0
     model = build(SMALL, "base", seed=0).train()
     losses = model.training_step(bad)
@@ -72,7 +71,7 @@ def test_wrong_depth_leaves_no_correspondences_and_no_loss(planar_pair):
 
 def test_depth_check_is_relative_or_in_scene_units(planar_pair):
     good = planar_pair(64)
-    off = PairBatch(**{f: getattr(good, f) for f in good.__slots__} | {"depth1": good.depth1 * 1.04})
+    off = replace(good, depth1=good.depth1 * 1.04)
     assert len(draw_correspondences(off, 0, LossConfig())) > 0
     assert len(draw_correspondences(off, 0, LossConfig(depth_check="absolute"))) == 0
     assert len(draw_correspondences(off, 0, LossConfig(depth_threshold=0.03))) == 0
@@ -184,9 +183,7 @@ def test_matching_accuracy_of_an_unmoved_camera_is_one(planar_pair):
 
 def test_matching_accuracy_counts_wrong_matches(planar_pair):
     pair, wrong = planar_pair(64, motion=0.0), planar_pair(64, motion=0.0)
-    shifted = PairBatch(
-        **{f: getattr(wrong, f) for f in wrong.__slots__} | {"image1": pair.image1.roll(8, dims=3)}
-    )
+    shifted = replace(wrong, image1=pair.image1.roll(8, dims=3))
     assert build(SMALL, "base", seed=0).eval().validation_step(shifted)["matching_accuracy"] < 0.2
 
 

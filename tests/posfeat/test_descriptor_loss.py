@@ -111,8 +111,9 @@ def transcribed_direction(own, other, Fs, size, queries, jitter, config, samplin
     lines = lines.to(own.dtype)
     d = (x * lines).sum(-1).abs() / lines[..., :2].norm(dim=-1).clamp_min(1e-8)
     m = (d < config.max_distance * min(size)) & valid
-    w = ((1 / sigma) / (1 / sigma).mean()).detach() * m
-    w = w / (w.mean() + 1e-8)
+    over = (0, 1) if config.weights == "batch" else (1,)
+    w = ((1 / sigma) / (1 / sigma).mean(over, keepdim=True)).detach() * m
+    w = w / (w.mean(over, keepdim=True) + 1e-8)
     return (w * d).mean(), m
 
 
@@ -121,6 +122,7 @@ def transcribed_direction(own, other, Fs, size, queries, jitter, config, samplin
     "changes",
     [
         {},
+        {"weights": "batch"},
         {"jitter": False},
         {"line_position": "expected", "temperature": 20.0},
         {"line_ends": "legacy", "max_distance": 0.05},
@@ -324,13 +326,16 @@ def test_equally_good_places_give_one_of_them():
     assert found.tolist() == [[[0, 10]]]
 
 
-def test_a_pair_without_baseline_adds_nothing():
+@pytest.mark.parametrize(("weights", "share"), [("pair", 0.5), ("batch", 1.0)])
+def test_a_pair_without_baseline_adds_nothing(weights, share):
+    """Nothing but its place in the mean over pairs, where there is one."""
+    config = replace(CONFIG, weights=weights)
     Fs = fundamentals(pose())
     both = torch.cat([Fs, torch.zeros_like(Fs)])
     maps = [m.requires_grad_() for m in random_maps()]
-    result = descriptor_loss(*maps, both, SIZE, (1, 2), CONFIG, "exact")
-    alone = descriptor_loss(maps[0][:1], maps[1][:1], Fs, SIZE, (1,), CONFIG, "exact")
-    torch.testing.assert_close(result.loss, alone.loss)
+    result = descriptor_loss(*maps, both, SIZE, (1, 2), config, "exact")
+    alone = descriptor_loss(maps[0][:1], maps[1][:1], Fs, SIZE, (1,), config, "exact")
+    torch.testing.assert_close(result.loss, share * alone.loss)
     torch.testing.assert_close(result.used_share, alone.used_share / 2)
     torch.testing.assert_close(result.distance_px, alone.distance_px)
     result.loss.backward()
@@ -366,12 +371,13 @@ def test_maps_of_zeros_give_finite_gradients():
 def test_the_loss_does_not_depend_on_how_the_batch_is_divided(monkeypatch):
     """Two processes, one after the other: first each says what it would send, then each gets the sum of both."""
     Fs, maps, seeds = fundamentals(pose(), pose(0.3, (-0.2, 0.1, 0.4))), random_maps(), (1, 2)
-    whole = descriptor_loss(*maps, Fs, SIZE, seeds, CONFIG, "exact")
+    config = replace(CONFIG, weights="batch")
+    whole = descriptor_loss(*maps, Fs, SIZE, seeds, config, "exact")
     sent = []
 
     def share(rank):
         own = slice(rank, rank + 1)
-        return descriptor_loss(maps[0][own], maps[1][own], Fs[own], SIZE, seeds[own], CONFIG, "exact")
+        return descriptor_loss(maps[0][own], maps[1][own], Fs[own], SIZE, seeds[own], config, "exact")
 
     monkeypatch.setattr(module, "all_reduce_sum", lambda tensor: sent.append(tensor) or tensor)
     alone = [share(rank).loss for rank in (0, 1)]
@@ -379,6 +385,19 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_divided(monkeypatch):
     together = [share(rank).loss for rank in (0, 1)]
     torch.testing.assert_close((together[0] + together[1]) / 2, whole.loss)
     assert abs((alone[0] + alone[1]) / 2 - whole.loss) > 1e-4  # so that the exchange is what makes them equal
+
+
+def test_weights_within_pairs_need_no_exchange(monkeypatch):
+    Fs, maps, seeds = fundamentals(pose(), pose(0.3, (-0.2, 0.1, 0.4))), random_maps(), (1, 2)
+    monkeypatch.setattr(module, "all_reduce_sum", lambda tensor: pytest.fail("processes were asked"))
+    whole = descriptor_loss(*maps, Fs, SIZE, seeds, CONFIG, "exact").loss
+    halves = [
+        descriptor_loss(
+            maps[0][i : i + 1], maps[1][i : i + 1], Fs[i : i + 1], SIZE, seeds[i : i + 1], CONFIG, "exact"
+        ).loss
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(sum(halves) / 2, whole)
 
 
 def test_half_precision_is_raised_before_anything_is_computed():

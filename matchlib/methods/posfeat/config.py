@@ -71,6 +71,10 @@ class DescriptorLossConfig:
     """Factor on similarities before the softmax."""
     max_distance: float = 0.1
     """Queries whose expected match lies farther from the line than this share of the shorter side do not count."""
+    weights: Literal["pair", "batch"] = "pair"
+    """Over what the weights of queries, one over the spread of their match, are scaled to a mean of 1: each pair of
+    images, so that all pairs count alike and processes need not know each other's; or the whole batch (published),
+    which takes one exchange of five numbers a step between processes."""
     colour_jitter: bool = True
     """Change brightness, contrast, saturation (factors 0 to 2) and hue (+-0.4 turns) of each training image."""
 

@@ -61,8 +61,9 @@ def descriptor_loss(
     fine0, fine1: (B, D, h, w) descriptor maps of any length; half precision is raised to float32
     F_0to1:       (B, 3, 3) float64, pixels of image 0 to lines of image 1
     image_size:   (width, height) of both images; seeds: one per pair, all draws come from them
-    Weights are 1 / spread, constant for the gradient. Their mean is over all pairs of all processes, so that the loss
-    does not depend on among how many a batch is divided evenly; all must call this together. A pair without any query
+    Weights are 1 / spread, constant for the gradient, scaled to a mean of 1 over each pair or, with `weights` "batch",
+    over all pairs of all processes, which must then call this together. Either way the loss does not depend on among
+    how many processes a batch is divided evenly. A pair without any query
     that counts, such as one whose F is 0, adds a zero that is tied to the graph. Raises ShapeError, ConfigError.
     """
     sizes = check_shape("fine0", fine0, "B D h w")
@@ -77,7 +78,10 @@ def descriptor_loss(
             _one_direction(maps[i], unit[1 - i], lines_of, f"image {i}", image_size, seeds, config, sampling)
             for i, lines_of in enumerate((F_0to1, F_0to1.mT))
         ]
-        loss_0to1, loss_1to0 = _weighted_means(directions)
+        if config.weights == "batch":
+            loss_0to1, loss_1to0 = _means_of_batch(directions)
+        else:
+            loss_0to1, loss_1to0 = (_mean_of_pairs(direction) for direction in directions)
         used = torch.stack([direction.used for direction in directions])
         distance = torch.stack([direction.distance.detach() for direction in directions])
         return DescriptorLoss(
@@ -116,11 +120,18 @@ def _one_direction(
     return _Direction(torch.where(used, distance, 0), 1 / found.spread, used)
 
 
-def _weighted_means(directions: list[_Direction]) -> list[Tensor]:
-    """Mean distance of each direction, weighted by certainty; the mean weight is that of all processes' queries.
+def _mean_of_pairs(direction: _Direction) -> Tensor:
+    """Mean distance of one direction, weighted by certainty within each pair, then the mean over pairs.
 
     With w = certainty / mean(certainty), zero where a query does not count: mean(w d) / (mean(w) + 1e-8).
     """
+    weight = direction.used * direction.certainty
+    scale = weight.mean(1) + _SMALLEST_WEIGHT * direction.certainty.mean(1)
+    return ((weight * direction.distance).mean(1) / scale).mean()
+
+
+def _means_of_batch(directions: list[_Direction]) -> list[Tensor]:
+    """As `_mean_of_pairs`, but with mean weights over all queries of all processes: the published form."""
     parts = [[(d.used * d.certainty).mean(), d.certainty.mean()] for d in directions]
     # In one exchange: how many processes there are, and each one's mean weights.
     sums = all_reduce_sum(torch.stack([torch.ones_like(parts[0][0]), *parts[0], *parts[1]]))

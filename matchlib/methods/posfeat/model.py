@@ -31,6 +31,8 @@ class PoSFeat(nn.Module):
     def scores(self, image: Tensor, maps: DescriptorMaps) -> Tensor:
         """Score map (B, 1, H, W), each >= 0, of the same images. Raises MatchlibError without a head."""
         if self.head is None:
-            raise MatchlibError("posfeat: these weights have no keypoint head; train stage kp, or use SIFT keypoints")
+            raise MatchlibError(
+                "posfeat: these weights have no keypoint head; train stage kp, or use SIFT keypoints"
+            )
         scores: Tensor = self.head(maps.fine, maps.early, normalise(image))
         return scores
