@@ -44,14 +44,15 @@ class StageConfig:
     weight_decay: float = 1e-4
     """L2 penalty (sgd, adam) or decoupled decay (adamw), unless a parameter group has its own."""
 
-    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
-    """Factor on the learning rate at step s: gamma^(s/decay_steps), (1 + cos(pi s/steps))/2, or 1."""
+    schedule: Literal["exponential", "step", "cosine", "constant"] = "exponential"
+    """Factor on the learning rate at step s: exponential gamma^(s/decay_steps), step gamma^floor(s/decay_steps),
+    cosine (1 + cos(pi s/steps))/2, constant 1."""
 
     gamma: float = 0.1
-    """Exponential schedule: the factor reached after `decay_steps`."""
+    """Schedules exponential and step: the factor reached after `decay_steps`."""
 
     decay_steps: int = 200_000
-    """Exponential schedule: steps in which the learning rate falls by `gamma`, continuously."""
+    """Steps in which the learning rate falls by `gamma`: exponential continuously, step at once at their end."""
 
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to the schedule, 0 for none."""

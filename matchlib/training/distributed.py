@@ -22,6 +22,7 @@ __all__ = [
     "barrier",
     "gather_objects",
     "is_main",
+    "local_world_size",
     "process_group",
     "rank",
     "share_object",
@@ -39,6 +40,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def local_world_size() -> int:
+    """Number of those processes that run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
 def is_main() -> bool:

@@ -145,7 +145,11 @@ def _collate(samples: list[LoadedBatch]) -> LoadedBatch:
 
 
 def _prepare_worker(_: int) -> None:
-    """Leave stopping to the trainer: Ctrl-C signals the whole group, but the step in hand needs its data."""
+    """One thread per process, and stopping is left to the trainer: Ctrl-C signals the whole group, but the step
+    in hand needs its data."""
+    import cv2
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -17,6 +17,12 @@ from matchlib.training.config import StageConfig
 from matchlib.training.distributed import barrier
 from matchlib.training.loading import BatchStream, LoadedBatch
 from matchlib.training.progress import Progress
+from matchlib.training.replicas import (
+    averaged_statistics,
+    check_equal_weights,
+    own_statistics,
+    restore_statistics,
+)
 from matchlib.training.schedule import learning_rate_at
 from matchlib.training.state import StepOutcome, TrainState
 from matchlib.training.stepping import Stepper
@@ -75,45 +81,52 @@ class Run:
             return
         started = time.monotonic()
         draw = self.progress is not None and self._draws_pictures()
-        figures, pictures, unreadable = self.validation.run(
-            self.model, autocast=self.stepper.autocast(), draw=draw
-        )
-        for message in unreadable:
+        with averaged_statistics(as_module(self.model)):
+            found = self.validation.run(self.model, autocast=self.stepper.autocast(), draw=draw)
+            metric = found.figures[self.spec.metric]
+            is_best = self.state.note_metric(metric, higher_is_better=self.spec.metric_is_better == "higher")
+            if is_best and self.progress is not None:
+                save_weights(best_path(self.work, self.state.step), self.weights(), about={})
+        for message in found.unreadable:
             self._notice(f"unreadable, another validation pair takes its place: {message}")
-        metric = figures[self.spec.metric]
-        is_best = self.state.note_metric(metric, higher_is_better=self.spec.metric_is_better == "higher")
         if self.progress is None:
             return
-        if is_best:
-            save_weights(best_path(self.work, self.state.step), self.weights(), about={})
-        self.progress.validation_line(self.state.step, figures, is_best=is_best)
+        took_s = time.monotonic() - started
+        self.progress.validation_line(
+            self.state.step, found.figures, is_best=is_best, took_s=took_s, drawing_s=found.drawing_s
+        )
         if draw:
-            self.progress.pictures(self.state.step, pictures)
+            self.progress.pictures(self.state.step, found.pictures)
         self.progress.pause(started)
 
     def save(self) -> None:
-        """Write a checkpoint of everything up to this step; the others wait until it is safe."""
-        if self.progress is not None:
-            started = time.monotonic()
-            self.progress.flush()
-            save_checkpoint(
-                self.work / "checkpoints",
-                state=self.state,
-                model=self.weights(),
-                stepper=self.stepper.state_dict(),
-                identity=self.identity,
-                environment=self.environment,
-            )
-            for path in self.work.glob("best-*.safetensors"):
-                if self.state.best_step is None or path != best_path(self.work, self.state.best_step):
-                    path.unlink()
-            self.progress.pause(started)
-        barrier()
+        """Write a checkpoint of everything up to this step; the others wait until it is safe.
+
+        Raises TrainingError if the processes no longer hold the same weights.
+        """
+        module, started = as_module(self.model), time.monotonic()
+        check_equal_weights(module)
+        statistics = own_statistics(module)
+        with averaged_statistics(module):
+            if self.progress is not None:
+                self.progress.flush()
+                save_checkpoint(
+                    self.work / "checkpoints",
+                    state=self.state,
+                    model=self.weights(),
+                    stepper={**self.stepper.state_dict(), "statistics": statistics},
+                    identity=self.identity,
+                    environment=self.environment,
+                )
+                self._forget_older_best()
+                self.progress.pause(started)
+            barrier()
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; says so where the machine differs, because then the bits may."""
         as_module(self.model).load_state_dict(checkpoint.model)
         self.stepper.load_state_dict(checkpoint.stepper)
+        restore_statistics(as_module(self.model), checkpoint.stepper.get("statistics", []))
         self._tell(f"resumed at step {self.state.step} from {checkpoint.path}")
         for key, ours in self.environment.items():
             theirs = checkpoint.environment.get(key)
@@ -121,6 +134,11 @@ class Run:
                 self._notice(
                     f"{key} was {theirs}, is {ours}: the run goes on, but no longer bit for bit as before"
                 )
+
+    def _forget_older_best(self) -> None:
+        for path in self.work.glob("best-*.safetensors"):
+            if self.state.best_step is None or path != best_path(self.work, self.state.best_step):
+                path.unlink()
 
     def _draws_pictures(self) -> bool:
         state, patience = self.state, self.config.early_stop_after

@@ -11,6 +11,7 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
     """Learning rate of the update that follows `step` finished updates (0 for the first).
 
     exponential: lr * gamma^(step / decay_steps), continuous, not in stairs
+    step:        lr * gamma^floor(step / decay_steps), in stairs (torch's StepLR, counted in steps)
     cosine:      lr * (1 + cos(pi * step / steps)) / 2
     constant:    lr
     The first `warmup_steps` updates are further scaled by 1/warmup, 2/warmup, ... 1.
@@ -18,6 +19,8 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
     factor: float
     if config.schedule == "exponential":
         factor = config.gamma ** (step / config.decay_steps)
+    elif config.schedule == "step":
+        factor = config.gamma ** (step // config.decay_steps)
     elif config.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1.0)))
     else:

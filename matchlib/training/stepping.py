@@ -13,8 +13,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from matchlib.errors import TrainingError
 from matchlib.randomness import address_seed
 from matchlib.training.config import StageConfig
-from matchlib.training.distributed import all_reduce_sum, rank, world_size
+from matchlib.training.distributed import rank, world_size
 from matchlib.training.loading import LoadedBatch
+from matchlib.training.message import new_carrier, pack, unpack
 from matchlib.training.schedule import learning_rate_at
 from matchlib.training.state import StepOutcome
 from matchlib.training.types import TrainableModel, as_module
@@ -26,11 +27,12 @@ _RESERVED = ("gradient_norm", "learning_rate")  # the trainer's own names in a l
 class Stepper:
     """A model, its optimiser and its loss scale; `step` makes one update.
 
-    A step whose loss or gradient is not finite changes nothing: neither weights nor buffers (the forward pass
-    may already have spoiled batch statistics, so they are put back). Whether it is finite is decided from one
-    small
-    vector that all ranks share and that is the only thing read back from the device: one synchronisation a
-      step.
+    A step whose loss or gradient is not finite, on any rank, changes nothing on all: neither weights nor buffers
+    (the forward pass may already have spoiled batch statistics, so they are put back).
+
+    Several ranks exchange their gradients and nothing else; losses, counts and wishes to stop travel with these
+    (see `message`), and each rank decides by itself from numbers that are the same bits everywhere. They are
+    one small vector, the only thing that is read back from the device.
     """
 
     def __init__(self, model: TrainableModel, config: StageConfig, *, place: torch.device, seed: int) -> None:
@@ -41,38 +43,39 @@ class Stepper:
         self._parameters = [
             parameter for group in self.optimiser.param_groups for parameter in group["params"]
         ]
-        forward: nn.Module = _TrainingStep(model)
-        if world_size() > 1:
-            forward = DistributedDataParallel(forward, device_ids=[place] if place.type == "cuda" else None)
-        self._forward = forward
+        self._names = {parameter: name for name, parameter in self.module.named_parameters()}
+        self._carrier = new_carrier(place) if world_size() > 1 else None
+        forward = _TrainingStep(model, self._carrier)
+        self._forward: nn.Module = forward if self._carrier is None else _data_parallel(forward, place)
+        self._is_settled = self._carrier is None
 
     def step(self, loaded: LoadedBatch, step: int, *, stop: bool) -> StepOutcome:
         """Make the update after `step` finished ones. `stop`: this process was asked to stop, which all must
         learn.
 
-        Raises TrainingError if the model's losses are not scalars or do not depend on the parameters.
+        Raises TrainingError if the model's losses are not scalars, do not depend on the parameters, or have
+        other names on another rank.
         """
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]
-        torch.manual_seed(address_seed(self._seed, step, rank(), "torch"))  # for dropout and the like
+        if not self._is_settled:
+            self._settle(loaded, step, buffers)
         self._set_learning_rate(step)
-        losses, total = self._loss(loaded.batch.to(self._place, non_blocking=True))
-        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        names, message = self._backward(loaded, step, stop=stop)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimiser)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
-        outcome = self._agree(losses, norm, loaded, stop)
+        outcome = self._outcome(names, message, norm)
         if outcome.is_finite:
             if self._config.gradient_clip_norm is not None:
                 clip_grads_with_norm_(self._parameters, self._config.gradient_clip_norm, norm)
             self.optimiser.step()
         else:
-            for buffer, before in zip(self.module.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            self._put_back(buffers)
         if self.scaler.is_enabled():
             self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self._forward.zero_grad(set_to_none=True)
         return outcome
 
     def autocast(self) -> torch.autocast:
@@ -116,38 +119,92 @@ class Stepper:
             )
         return losses, torch.stack(list(minimised.values())).sum()
 
-    def _agree(
-        self, losses: Mapping[str, Tensor], norm: Tensor, loaded: LoadedBatch, stop: bool
-    ) -> StepOutcome:
-        """The outcome that all ranks share: losses averaged, counts added, a wish to stop passed on."""
-        ranks = world_size()
-        counts = torch.tensor([loaded.drawn, len(loaded.unreadable), float(stop)], dtype=torch.float32)
-        local = torch.cat([torch.stack([loss.detach() for loss in losses.values()]), counts.to(self._place)])
-        shared = torch.cat([all_reduce_sum(local), norm.detach().float().reshape(1)]).tolist()
-        values = {name: value / ranks for name, value in zip(losses, shared, strict=False)}
-        drawn, unreadable, stops, gradient_norm = shared[len(losses) :]
-        loss = sum(value for name, value in values.items() if not name.startswith("figure/"))
+    def _settle(self, loaded: LoadedBatch, step: int, buffers: list[Tensor]) -> None:
+        """Make gradients once and forget them, before the first update of several ranks.
+
+        After its first backward pass DistributedDataParallel arranges its buckets anew, and how three numbers or
+        more are added depends on the arrangement: a resumed run would round its first step in another way than
+        the uninterrupted run did.
+        """
+        self._backward(loaded, step, stop=False)
+        self._put_back(buffers)
+        self._forward.zero_grad(set_to_none=True)
+        self._is_settled = True
+
+    def _put_back(self, buffers: list[Tensor]) -> None:
+        for buffer, before in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _backward(self, loaded: LoadedBatch, step: int, *, stop: bool) -> tuple[tuple[str, ...], Tensor]:
+        """Make the gradients, with several ranks their mean.
+
+        Returns the names of the losses and the mean of the messages, (SLOTS,).
+        """
+        torch.manual_seed(address_seed(self._seed, step, rank(), "torch"))  # for dropout and the like
+        losses, total = self._loss(loaded.batch.to(self._place, non_blocking=True))
+        message = pack(losses, drawn=loaded.drawn, unreadable=len(loaded.unreadable), stop=stop)
+        scaled = self.scaler.scale(total)
+        if self._carrier is None:
+            torch.autograd.backward([scaled])
+        else:
+            torch.autograd.backward([scaled, self._carrier.view_as(self._carrier)], [None, message])
+            message = cast(Tensor, self._carrier.grad)
+        self._check_connected(step)
+        return tuple(losses), message
+
+    def _check_connected(self, step: int) -> None:
+        """With several ranks each parameter must have a gradient, else some gradients were not averaged. One
+        process is held to that at the very first step, where it shows that a layer is not connected."""
+        missing = [
+            self._names.get(parameter, "?") for parameter in self._parameters if parameter.grad is None
+        ]
+        if missing and (self._carrier is not None or step == 0):
+            raise TrainingError(
+                f"training_step: no gradient reaches '{missing[0]}' ({len(missing)} such parameters); use it in "
+                f"a loss at every step (a zero such as `x.sum() * 0` will do), or set requires_grad=False"
+            )
+
+    def _outcome(self, names: tuple[str, ...], message: Tensor, norm: Tensor) -> StepOutcome:
+        *shared, gradient_norm = torch.cat([message, norm.detach().float().reshape(1)]).tolist()
+        report = unpack(shared, names, ranks=world_size())
+        loss = sum(value for name, value in report.values.items() if not name.startswith("figure/"))
         finite_loss = abs(loss) < float("inf")
         return StepOutcome(
-            values=values,
+            values=report.values,
             loss=loss,
             gradient_norm=gradient_norm,
             is_overflow=self.scaler.is_enabled() and finite_loss and not abs(gradient_norm) < float("inf"),
-            drawn=int(drawn),
-            unreadable=int(unreadable),
-            stop=stops > 0,
+            drawn=report.drawn,
+            unreadable=report.unreadable,
+            stop=report.stop,
         )
 
 
 class _TrainingStep(nn.Module):
     """Makes `training_step` the forward pass, which DistributedDataParallel wraps."""
 
-    def __init__(self, model: TrainableModel) -> None:
+    def __init__(self, model: TrainableModel, carrier: nn.Parameter | None) -> None:
         super().__init__()
         self.model = as_module(model)
+        self.carrier = carrier
 
     def forward(self, batch: Any) -> Mapping[str, Tensor]:
         return cast(TrainableModel, self.model).training_step(batch)
+
+
+def _data_parallel(forward: nn.Module, place: torch.device) -> DistributedDataParallel:
+    parallel = DistributedDataParallel(
+        forward,
+        device_ids=[place] if place.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # saves a copy of all gradients per step
+        # A graph may differ from step to step (a pair without correspondences), and every parameter is in it.
+        static_graph=False,
+        find_unused_parameters=False,
+    )
+    # Each rank keeps its own statistics, see `replicas`. An attribute, since the name of the argument depends on
+    # the version of torch, and the older one also keeps buffers from being made equal at the start.
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 def build_optimiser(model: TrainableModel, config: StageConfig) -> torch.optim.Optimizer:

@@ -28,17 +28,26 @@ from matchlib.revisions import REVISIONS
 from matchlib.training.checkpoint import load_checkpoint, recover, save_weights
 from matchlib.training.config import StageConfig, result_settings
 from matchlib.training.determinism import reproducible
-from matchlib.training.distributed import is_main, process_group, rank, share_object, world_size
+from matchlib.training.distributed import (
+    is_main,
+    local_world_size,
+    process_group,
+    rank,
+    share_object,
+    world_size,
+)
 from matchlib.training.history import truncate_after
+from matchlib.training.launch import available_cores
 from matchlib.training.loading import BatchStream, PairSource
 from matchlib.training.outputs import HISTORY, INITIAL, TrainResult, finish, finished_result
 from matchlib.training.progress import Progress
+from matchlib.training.replicas import averaged_statistics
 from matchlib.training.run import Run
 from matchlib.training.sampler import AddressedSampler, validation_batches
 from matchlib.training.signals import EXIT_INTERRUPTED, StopRequest
 from matchlib.training.state import TrainState
 from matchlib.training.stepping import Stepper
-from matchlib.training.types import TrainableModel
+from matchlib.training.types import TrainableModel, as_module
 from matchlib.training.validation import Validation
 
 
@@ -107,6 +116,9 @@ def train_stage(
             identity=identity,
             environment=_environment(place),
         )
+        crowding = _crowding(config.workers, processes=local_world_size(), cores=available_cores())
+        if crowding is not None and run.progress is not None:
+            run.progress.notice(crowding)
         if checkpoint is not None:
             run.resume(checkpoint)
         elif is_main():
@@ -114,9 +126,10 @@ def train_stage(
         if not _train(run, request):
             raise SystemExit(EXIT_INTERRUPTED)
         result = None
-        if is_main():
-            result = finish(run, out=out, stage=stage, fingerprint=fingerprint, manifest=manifest or {})
-        return share_object(result)
+        with averaged_statistics(as_module(model)):
+            if is_main():
+                result = finish(run, out=out, stage=stage, fingerprint=fingerprint, manifest=manifest or {})
+            return share_object(result)
 
 
 def _train(run: Run, request: StopRequest) -> bool:
@@ -157,6 +170,17 @@ def _check_arguments(config: StageConfig, spec: StageSpec, initial_weights: Path
         )
     if spec.init_from is None and initial_weights is not None:
         raise ConfigError(f"initial_weights: this stage starts from scratch, got {initial_weights}")
+
+
+def _crowding(workers: int, *, processes: int, cores: int) -> str | None:
+    """What to say if more processes read pairs than there are cores; None if there are enough."""
+    if workers * processes <= cores:
+        return None
+    per_process = "" if processes == 1 else f" for each of {processes} training processes"
+    return (
+        f"workers: {workers}{per_process} make {workers * processes} reading processes on {cores} cores; they "
+        f"wait for each other, try workers: {max(1, cores // processes)} (the result does not depend on it)"
+    )
 
 
 def _open(out: Path, fingerprint: str) -> tuple[TrainResult | None, Path | None]:

@@ -22,9 +22,13 @@ class TrainableModel(Protocol):
         """Scalar losses by name, each a mean over the pairs of the batch; the trainer minimises their sum.
 
         Names that start with "figure/" are logged and not minimised. Random draws come from `batch.seeds`.
-        The model is in training mode. Where statistics span the batch (batch norm, running maxima) they span
-        all ranks (`training.distributed` has the reductions), so that the result does not depend on the world
-        size.
+        The model is in training mode. At every step every trainable parameter must get a gradient (of zero, if
+        there is nothing to learn), and the names must be the same.
+
+        With several ranks the batch is this rank's share. Statistics that span the batch (batch norm, running
+        maxima) either span all ranks, so that the result does not depend on their number (`training.distributed`
+        has the reductions; each is an exchange that all wait for), or are each rank's own; then validation and
+        weights files have the mean over the ranks of the float buffers.
         """
         ...
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from matchlib.errors import TrainingError
@@ -14,9 +14,25 @@ from matchlib.methods.spec import StageSpec
 from matchlib.randomness import address_seed
 from matchlib.training.distributed import gather_objects
 from matchlib.training.loading import BatchStream
+from matchlib.training.pictures import Picture
 from matchlib.training.types import TrainableModel, as_module
 
-Picture = npt.NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationResult:
+    """One validation.
+
+    figures:    means over all pairs by name (a NaN, for a pair that has no such figure, is left out), equal on
+                all ranks
+    pictures:   of this rank's first pair, empty unless asked for
+    unreadable: messages about this rank's pairs that cannot be read
+    drawing_s:  seconds that the drawing of the pictures took
+    """
+
+    figures: Mapping[str, float]
+    pictures: Mapping[str, Picture]
+    unreadable: tuple[str, ...]
+    drawing_s: float
 
 
 class Validation:
@@ -31,18 +47,12 @@ class Validation:
         self._stream, self._batches, self._spec = stream, batches, spec
         self._place, self._seed = place, seed
 
-    def run(
-        self, model: TrainableModel, *, autocast: torch.autocast, draw: bool
-    ) -> tuple[dict[str, float], Mapping[str, Picture], tuple[str, ...]]:
-        """Validate once, in evaluation mode.
-
-        Returns the means over all pairs by name (a NaN, for a pair that has no such figure, is left out), the
-        pictures of this rank's first pair if `draw`, and messages about pairs that cannot be read.
-        Raises TrainingError if the stage's metric is not among the figures.
-        """
+    def run(self, model: TrainableModel, *, autocast: torch.autocast, draw: bool) -> ValidationResult:
+        """Validate once, in evaluation mode. Raises TrainingError if the stage's metric is not among the figures."""
         sums: dict[str, tuple[float, int]] = {}
         pictures: Mapping[str, Picture] = {}
         unreadable: list[str] = []
+        drawing_s = 0.0
         torch.manual_seed(address_seed(self._seed, "validation", "torch"))
         as_module(model).eval()
         with torch.no_grad(), autocast:
@@ -52,14 +62,18 @@ class Validation:
                 batch = loaded.batch.to(self._place, non_blocking=True)
                 _add(sums, model.validation_step(batch), len(batch))
                 if draw and number == 0:
+                    started = time.monotonic()
                     pictures = model.pictures(batch)
+                    drawing_s = time.monotonic() - started
         figures = _means(gather_objects(sums))
         if self._spec.metric not in figures:
             raise TrainingError(
                 f"validation: the metric '{self._spec.metric}' is not among the figures with a value "
                 f"({', '.join(sorted(figures)) or 'none'}); check validation pairs and the stage's `metric`"
             )
-        return figures, pictures, tuple(unreadable)
+        return ValidationResult(
+            figures=figures, pictures=pictures, unreadable=tuple(unreadable), drawing_s=drawing_s
+        )
 
 
 def _add(sums: dict[str, tuple[float, int]], figures: Mapping[str, float], pairs: int) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from matchlib.errors import ConfigError
@@ -29,6 +30,17 @@ def test_cosine_and_constant_schedules() -> None:
     )
     constant = StageConfig(steps=100, schedule="constant", learning_rate=2.0)
     assert {learning_rate_at(constant, step) for step in range(100)} == {2.0}
+
+
+def test_the_step_schedule_is_torchs_step_lr() -> None:
+    config = StageConfig(steps=100, schedule="step", learning_rate=2.0, gamma=0.3, decay_steps=7)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([weight], lr=2.0)
+    oracle = torch.optim.lr_scheduler.StepLR(optimiser, step_size=7, gamma=0.3)
+    for step in range(30):
+        assert learning_rate_at(config, step) == pytest.approx(oracle.get_last_lr()[0])
+        optimiser.step()
+        oracle.step()
 
 
 def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone() -> None:

@@ -120,6 +120,24 @@ def test_pictures_of_the_result_are_those_of_the_last_validation(tmp_path: Path)
     np.testing.assert_array_equal(picture[:, ::-1], mirrored)
 
 
+def test_a_picture_that_cannot_be_written_is_a_warning_not_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Grey(ToyModel):
+        def pictures(self, batch: PairBatch) -> Mapping[str, np.ndarray]:
+            return {"grey": np.zeros((4, 4), np.uint8), **super().pictures(batch)}
+
+    result = train_toy(tmp_path, model=Grey())
+    assert result.step == CONFIG.steps
+    warnings = [record.message for record in caplog.records if "grey.png" in record.message]
+    assert len(warnings) == 4  # one per validation
+    assert "not written (ValueError: expected a picture (H, W, 3) of uint8, got (4, 4)" in warnings[0]
+    assert warnings[0] in (tmp_path / "train.log").read_text()
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"first_image.png", "score_map.png"}
+    assert verify_folder(tmp_path) == []
+
+
 class Scripted(ToyModel):
     """Validation figures from a list, whatever the weights."""
 
@@ -275,11 +293,20 @@ def test_faults_of_a_model_are_named(tmp_path: Path) -> None:
         def parameter_groups(self) -> list[dict[str, Any]]:
             return super().parameter_groups()[1:]
 
+    class Unconnected(ToyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = torch.nn.Linear(2, 2)
+
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [*super().parameter_groups(), {"params": list(self.spare.parameters())}]
+
     class Reserved(ToyModel):
         def training_step(self, batch: PairBatch) -> Mapping[str, Tensor]:
             return {"loss": self.output.bias.sum(), "other": self.output.bias.sum()}
 
     for model, message in (
+        (Unconnected(), r"no gradient reaches 'spare.weight' \(2 such parameters\)"),
         (Constant(), "depend on no parameter for the pairs pair"),
         (Vector(), r"'regression': expected a scalar, got shape \(3,\)"),
         (Forgetful(), r"'hidden.weight' is trainable but in no group"),
