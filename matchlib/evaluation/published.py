@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from matchlib.completion import atomic_path
+from matchlib.datasets.plain_pickle import loads_plain_pickle
 from matchlib.errors import DataError
 from matchlib.evaluation.config import SPLITS, THRESHOLDS_PX, Split
 from matchlib.evaluation.metrics import mma_score
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 
 _MAX_BYTES = 64 * 2**20  # a real file is 20 kB; more would only serve to exhaust memory
-_DTYPE_KINDS = "biufUSO"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,57 +171,9 @@ def _load_object_array(path: Path) -> npt.NDArray[Any]:
     if dtype != np.dtype(object) or shape != (3,):
         raise DataError(f"{path}: expected an object array of shape (3,), got {dtype} of shape {shape}")
     try:
-        body = _RestrictedUnpickler(stream).load()
+        body = loads_plain_pickle(stream.read())
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (
-        Exception
-    ) as error:  # a broken pickle can raise nearly anything; all of it means the same to the user
-        raise DataError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from error
     if not isinstance(body, np.ndarray) or body.shape != (3,):
         raise DataError(f"{path}: expected an object array of shape (3,) inside, got {type(body).__name__}")
     return body
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Builds arrays, numbers, strings, lists and dicts; any other global is a DataError that names it.
-
-    `numpy.core` became `numpy._core` in NumPy 2; files of both ages are about.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in (
-            "_reconstruct",
-            "scalar",
-        ):
-            # Asked of an instance, so that no private module of NumPy is named here.
-            sample = np.empty(0) if name == "_reconstruct" else np.float64(0)
-            return sample.__reduce__()[0]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _plain_dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
-        raise DataError(
-            f"refused: the pickle asks for {module}.{name}, which a result of arrays and numbers does not "
-            f"need; the file may be hostile"
-        )
-
-
-def _plain_dtype(text: str, *_: object) -> np.dtype[Any]:
-    """A dtype of plain numbers, strings or objects.
-
-    Structured and void types have no place in these files.
-    """
-    dtype = np.dtype(str(text))
-    if dtype.kind not in _DTYPE_KINDS or dtype.names is not None:
-        raise DataError(f"refused: the pickle asks for dtype {text!r}")
-    return dtype
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """How pickle protocol 2 spells bytes; any other codec (decompressors are codecs too) is refused."""
-    if encoding != "latin1":
-        raise DataError(f"refused: the pickle asks for codec {encoding!r}")
-    return text.encode("latin1")

@@ -198,3 +198,15 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     for name in ("numbers", "short", "pair", "page", "absent"):
         with pytest.raises(DataError, match=rf"{name}\.npy: "):
             read_published_cache(tmp_path / f"{name}.npy")
+
+
+def test_an_array_of_forged_addresses_is_refused(tmp_path: Path) -> None:
+    """NumPy's own constructor would take the bytes for addresses of objects."""
+    forged = pickle.PROTO + b"\x02" + b"cnumpy\nndarray\n(I3\n\x85U\x01OU\x18" + b"\x41" * 24 + b"tR."
+    header = tmp_path / "evil.npy"
+    body = np.empty(3, dtype=object)
+    np.save(header, body, allow_pickle=True)
+    start = header.read_bytes().index(b"\n") + 1
+    header.write_bytes(header.read_bytes()[:start] + forged)
+    with pytest.raises(DataError, match=r"evil\.npy: (refused|damaged)"):
+        read_published_cache(header)
