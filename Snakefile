@@ -37,6 +37,7 @@ localrules:
     extract_all,
     evaluate_hpatches,
     evaluate_pck,
+    evaluate_pose,
     evaluate_all,
     report,
     download_archive,

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from matchlib.datasets.pose_pairs import PairFormat
 from matchlib.downloads.config import FetchPolicy
 from matchlib.errors import ConfigError
 from matchlib.evaluation.config import HOMOGRAPHY_PROTOCOLS, HomographyProtocol, HPatchesProtocol
 from matchlib.evaluation.pck_config import PCK_PROTOCOLS, PCKProtocol
+from matchlib.evaluation.pose_config import POSE_PROTOCOLS, PoseProtocol
 from matchlib.match_sets.config import MatchSetConfig
 from matchlib.methods.spec import MethodSpec
 from matchlib.mirror.config import MirrorConfig
@@ -147,6 +149,37 @@ class PCKConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoseConfig:
+    """`evaluate_pose`: relative poses of image pairs from matches."""
+
+    dataset: str
+    """Dataset with poses, whose validation scenes give the pairs; or, with `list`, one of format photos: the images."""
+    list: str | None = None
+    """File or folder of pairs, below the dataset's root or absolute; null: pairs of the validation scenes."""
+    list_format: PairFormat = "matchlib"
+    """Format of `list`: matchlib (JSON or CSV), superglue, megadepth, scannet (LoFTR's indices), glue_factory."""
+    images: str = "."
+    """With `list`: folder below the dataset's root that its image names are relative to."""
+    pixel_offset: float | None = None
+    """With `list`: where its K have the centre of the first pixel, 0 or 0.5; null: as its format is published."""
+    epipolar_threshold: float | None = None
+    """Largest symmetric squared epipolar distance of a correct match; null: 1e-4 or 5e-4, as the list is published."""
+    max_pairs: int = 500
+    """Without `list`: at most this many pairs, drawn evenly from all."""
+    methods: tuple[str, ...] | None = None
+    """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
+    protocols: tuple[PoseProtocol, ...] = POSE_PROTOCOLS
+    """Protocols; a list replaces the two: PoseLib at 1 px and OpenCV at 0.5 px."""
+
+    def __post_init__(self) -> None:
+        if self.max_pairs < 1:
+            raise ConfigError(f"max_pairs: expected at least 1, got {self.max_pairs}")
+        names = [protocol.name for protocol in self.protocols]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"protocols: expected distinct names, got {', '.join(names) or 'none'}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowConfig:
     """The configuration file."""
 
@@ -164,6 +197,8 @@ class WorkflowConfig:
     """HPatches evaluation; null: none."""
     evaluate_pck: PCKConfig | None = None
     """PCK evaluation; null: none."""
+    evaluate_pose: PoseConfig | None = None
+    """Relative-pose evaluation; null: none."""
 
 
 def method_settings(spec: MethodSpec, settings: Mapping[str, Any], where: str) -> Any:

@@ -16,5 +16,7 @@ REVISIONS = {
     "labels": 1,
     "pck": 1,
     "caps_dataset": 1,
+    "matches": 1,
+    "pose": 1,
     "report": 1,
 }

@@ -13,6 +13,7 @@ from typing import Any, cast
 from matchlib.config import (
     BaselineConfig,
     DatasetConfig,
+    PoseConfig,
     RunConfig,
     WorkflowConfig,
     method_settings,
@@ -125,11 +126,18 @@ class Workflow:
     def hpatches_labels(self) -> tuple[str, ...]:
         """Labels that `evaluate_hpatches` compares, in table order; all that need no truth, unless named."""
         evaluation = self.config.evaluate_hpatches
-        if evaluation is None:
-            return ()
+        return () if evaluation is None else self._extractable(evaluation.methods)
+
+    def pose_labels(self) -> tuple[str, ...]:
+        """Labels that `evaluate_pose` compares, in table order; all that need no truth, unless named."""
+        evaluation = self.config.evaluate_pose
+        return () if evaluation is None else self._extractable(evaluation.methods)
+
+    def _extractable(self, named: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Labels whose features can be extracted, or those that are named."""
         rows = self.candidates().values()
         fitting = (row.label for row in rows if not row.is_variant and not _uses_truth(row))
-        return tuple(fitting) if evaluation.methods is None else evaluation.methods
+        return tuple(fitting) if named is None else named
 
     def pck_labels(self) -> tuple[str, ...]:
         """Labels that `evaluate_pck` compares, in table order; all with dense descriptors, unless named."""
@@ -403,11 +411,9 @@ def _check_labels(workflow: Workflow) -> None:
     hpatches, pck = workflow.config.evaluate_hpatches, workflow.config.evaluate_pck
     if hpatches is not None:
         _check_evaluation("evaluate_hpatches", hpatches.dataset, hpatches.methods or (), workflow)
-        for label in hpatches.methods or ():
-            if _uses_truth(labels[label]):
-                raise ConfigError(
-                    f"evaluate_hpatches.methods: '{label}' uses the true warp, which only evaluate_pck gives"
-                )
+        _check_no_oracle("evaluate_hpatches", hpatches.methods or (), labels)
+    if workflow.config.evaluate_pose is not None:
+        _check_pose(workflow.config.evaluate_pose, workflow)
     if pck is not None:
         ablation = pck.ablation.methods if pck.ablation else ()
         for where, named in (("evaluate_pck", pck.methods or ()), ("evaluate_pck.ablation", ablation)):
@@ -419,16 +425,38 @@ def _check_labels(workflow: Workflow) -> None:
                     )
 
 
-def _check_evaluation(where: str, dataset: str, methods: Iterable[str], workflow: Workflow) -> None:
-    labels = workflow.candidates()
-    if dataset not in workflow.sources:
+def _check_no_oracle(where: str, methods: Iterable[str], labels: Mapping[str, Candidate]) -> None:
+    for label in methods:
+        if _uses_truth(labels[label]):
+            raise ConfigError(f"{where}.methods: '{label}' uses the true warp, which only evaluate_pck gives")
+
+
+def _check_pose(pose: PoseConfig, workflow: Workflow) -> None:
+    _check_names("evaluate_pose", pose.dataset, pose.methods or (), workflow)
+    _check_no_oracle("evaluate_pose", pose.methods or (), workflow.candidates())
+    dataset_format = FORMATS.get(workflow.format_of(pose.dataset))
+    if pose.list is None and "pose" not in _supervision(dataset_format):
         raise ConfigError(
-            f"{where}.dataset: unknown dataset '{dataset}' (known: {', '.join(workflow.sources)})"
+            f"evaluate_pose.dataset: expected a dataset with poses, or `list` with pairs of its images, got "
+            f"'{pose.dataset}' of format {dataset_format.name}"
         )
+
+
+def _check_evaluation(where: str, dataset: str, methods: Iterable[str], workflow: Workflow) -> None:
+    _check_names(where, dataset, methods, workflow)
     if workflow.format_of(dataset) != "hpatches":
         raise ConfigError(
             f"{where}.dataset: expected a dataset of format hpatches, got '{dataset}' of format "
             f"{workflow.format_of(dataset)}"
+        )
+
+
+def _check_names(where: str, dataset: str, methods: Iterable[str], workflow: Workflow) -> None:
+    """That the dataset and all labels of an evaluation exist."""
+    labels = workflow.candidates()
+    if dataset not in workflow.sources:
+        raise ConfigError(
+            f"{where}.dataset: unknown dataset '{dataset}' (known: {', '.join(workflow.sources)})"
         )
     for label in methods:
         if label not in labels:

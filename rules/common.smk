@@ -39,6 +39,7 @@ HOMOGRAPHY_PROTOCOLS = (
 )
 PCK = CFG.evaluate_pck
 PCK_PROTOCOLS = {protocol.name: protocol for protocol in PCK.protocols} if PCK else {}
+POSE = CFG.evaluate_pose
 LABELS = W.candidates()
 STATIC_SCENES = {name: W.static_scenes(name) for name in CFG.datasets}
 DOWNLOADS = W.downloads()
@@ -196,6 +197,15 @@ def homography_files():
     return [path for pattern in patterns for path in hpatches_files(pattern)]
 
 
+def pose_files(pattern):
+    """One file per method whose relative poses are evaluated; `pattern` holds {dataset} and {label}."""
+    if POSE is None:
+        return []
+    return [
+        pattern.format(dataset=POSE.dataset, label=label) for label in W.pose_labels()
+    ]
+
+
 def pck_files(pattern):
     """One file per PCK protocol and method, in table order; `pattern` holds {dataset}, {protocol}, {label}."""
     return [
@@ -241,6 +251,7 @@ wildcard_constraints:
     run=alternatives(CFG.runs),
     stage=alternatives({stage for run in CFG.runs.values() for stage in run.stages}),
     label=alternatives(LABELS),
+    image_set=r"[^/]+",
     protocol=alternatives(PCK_PROTOCOLS),
     shards=r"\d+",
     shard=r"\d+",

@@ -134,7 +134,65 @@ rule evaluate_pck:
         rules.pck_table.output if PCK else [],
 
 
+rule pose_pairs:
+    """The image pairs whose relative poses every method is asked for, and the images that they need."""
+    input:
+        index="results/datasets/{dataset}.json",
+        match_sets=lambda wildcards: (
+            match_sets_of([wildcards.dataset]) if POSE.list is None else []
+        ),
+    output:
+        pairs="results/pose/{dataset}/pairs.json",
+        images="results/image_sets/pose-{dataset}.json",
+    log:
+        "logs/pose/{dataset}/pairs.log",
+    params:
+        config=json_of(POSE),
+        match_sets="results/match_sets/{dataset}",
+        revision=REVISIONS["pose"],
+    script:
+        "../workflow_scripts/pose_pairs.py"
+
+
+rule evaluate_pose_method:
+    """Relative poses of all pairs from one method's features, by all protocols."""
+    input:
+        pairs="results/pose/{dataset}/pairs.json",
+        images="results/image_sets/pose-{dataset}.json",
+        features="results/features/pose-{dataset}/{label}.h5",
+    output:
+        result="results/pose/{dataset}/{label}.json",
+    log:
+        "logs/pose/{dataset}/{label}.log",
+    benchmark:
+        "results/benchmarks/pose/{dataset}/{label}.tsv"
+    params:
+        config=json_of(POSE),
+        revision=REVISIONS["pose"],
+    script:
+        "../workflow_scripts/evaluate_pose.py"
+
+
+rule pose_table:
+    """One table of all methods and protocols."""
+    input:
+        results=pose_files("results/pose/{dataset}/{label}.json"),
+    output:
+        csv="results/pose/table.csv",
+        json="results/pose/table.json",
+    log:
+        "logs/pose/table.log",
+    script:
+        "../workflow_scripts/pose_table.py"
+
+
+rule evaluate_pose:
+    input:
+        rules.pose_table.output if POSE else [],
+
+
 rule evaluate_all:
     input:
         rules.evaluate_hpatches.input,
         rules.evaluate_pck.input,
+        rules.evaluate_pose.input,

@@ -1,16 +1,28 @@
+rule list_images:
+    """The images of a dataset that is an evaluation by itself."""
+    input:
+        index="results/datasets/{dataset}.json",
+    output:
+        images="results/image_sets/{dataset}.json",
+    log:
+        "logs/image_sets/{dataset}.log",
+    script:
+        "../workflow_scripts/list_images.py"
+
+
 rule extract_features:
     """Features of every image of a dataset by one method."""
     input:
-        index="results/datasets/{dataset}.json",
+        images="results/image_sets/{image_set}.json",
         weights=weights_of,
         files=files_of_label,
         extension=ancient("build/extension/build_info.json"),
     output:
-        features="results/features/{dataset}/{label}.h5",
+        features="results/features/{image_set}/{label}.h5",
     log:
-        "logs/features/{dataset}/{label}.log",
+        "logs/features/{image_set}/{label}.log",
     benchmark:
-        "results/benchmarks/features/{dataset}/{label}.tsv"
+        "results/benchmarks/features/{image_set}/{label}.tsv"
     threads: 2
     resources:
         gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
@@ -20,7 +32,6 @@ rule extract_features:
         settings=lambda wildcards: json.dumps(
             dict(LABELS[wildcards.label].settings), sort_keys=True
         ),
-        format=lambda wildcards: FORMATS[wildcards.dataset],
         revision=REVISIONS["features"],
     script:
         "../workflow_scripts/extract_features.py"
@@ -29,3 +40,4 @@ rule extract_features:
 rule extract_all:
     input:
         hpatches_files("results/features/{dataset}/{label}.h5"),
+        pose_files("results/features/pose-{dataset}/{label}.h5"),

@@ -11,7 +11,6 @@ with log_to(snakemake.log[0]):
         method=snakemake.params.method,
         settings=json.loads(snakemake.params.settings),
         weights=Path(snakemake.input.weights) if snakemake.input.get("weights") else None,
-        dataset_format=snakemake.params.format,
-        root=Path(json.loads(Path(snakemake.input.index).read_text())["root"]),
+        images=Path(snakemake.input.images),
         out=Path(snakemake.output.features),
     )

@@ -18,11 +18,11 @@ from matchlib.datasets.aachen import (
     hold_out,
     skeleton_images,
 )
+from matchlib.datasets.colmap_camera import read_intrinsics_list
 from matchlib.datasets.nvm import read_nvm, read_nvm_points
 from matchlib.errors import ConfigError, DataError
 from matchlib.evaluation.localisation_config import MAX_EXHAUSTIVE, LocalisationProtocol
 from matchlib.matching.pair_lists import PairList, read_pair_list
-from matchlib.sfm.cameras import read_intrinsics_list
 from matchlib.sfm.colmap import from_colmap_camera, from_rigid, read_model
 
 logger = logging.getLogger(__name__)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from matchlib.completion import MARKER
+from matchlib.completion import MARKER, atomic_write_json, fingerprint, read_marker
 from matchlib.errors import ConfigError
 from matchlib.sfm.colmap import colmap_step, read_model
-from matchlib.sfm.work import finished_folder
+from matchlib.sfm.work import REVISION, finished_folder
 
 logger = logging.getLogger(__name__)
 
 FUSED = "fused.ply"
+COUNT = "dense.json"
+_STAGE = "dense"
 _CHECK = "that the photographs are those of the model, and that the GPU has memory left"
 
 
@@ -37,27 +40,21 @@ def has_cuda() -> bool:
 def dense_points(model: Path, images: Path, out: Path, settings: DenseSettings | None = None) -> int:
     """Number of fused points of a finished model; `out` gets them as `fused.ply`, finished or absent.
 
-    Raises ConfigError without CUDA, DataError for what COLMAP reports.
+    What is finished for the same model and settings is not made again: it takes hours. Raises ConfigError without
+    CUDA, DataError for what COLMAP reports.
     """
-    import pycolmap
-
+    wanted = settings or DenseSettings()
+    identity = _Identity(settings=asdict(wanted), inputs=(model / MARKER,))
+    if (finished := _finished_count(out, identity)) is not None:
+        return finished
     if not has_cuda():
         raise ConfigError("dense: expected a pycolmap built with CUDA, got one without; set dense to false")
-    wanted = settings or DenseSettings()
-    with finished_folder(out, stage="dense", settings=asdict(wanted), inputs=[model / MARKER]) as folder:
+    with finished_folder(out, stage=_STAGE, settings=identity.settings, inputs=identity.inputs) as folder:
         workspace = folder.with_name("workspace")
         workspace.mkdir()
         undistort(model, images, workspace, wanted.max_image_size)
-        with colmap_step(model, "dense reconstruction", check=_CHECK):
-            stereo = pycolmap.PatchMatchOptions()
-            stereo.geom_consistency = False
-            pycolmap.patch_match_stereo(workspace, options=stereo)
-            fusion = pycolmap.StereoFusionOptions()
-            fusion.min_num_pixels = wanted.min_pixels
-            fused = pycolmap.stereo_fusion(
-                folder / FUSED, workspace, input_type="photometric", options=fusion, output_type="ply"
-            )
-        count = int(fused.num_points3D())
+        count = _stereo(model, workspace, folder / FUSED, wanted.min_pixels)
+        atomic_write_json(folder / COUNT, {"points": count})
     logger.info("%s: %d dense points", out, count)
     return count
 
@@ -71,3 +68,34 @@ def undistort(model: Path, images: Path, workspace: Path, max_image_size: int) -
     options.max_image_size = max_image_size
     with colmap_step(model, "undistortion", check=_CHECK):
         pycolmap.undistort_images(workspace, model, images, undistort_options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What the points depend on."""
+
+    settings: dict[str, int]
+    inputs: tuple[Path, ...]
+
+
+def _finished_count(out: Path, identity: _Identity) -> int | None:
+    marker = read_marker(out)
+    mark = fingerprint(stage=_STAGE, revision=REVISION, settings=identity.settings, inputs=identity.inputs)
+    if marker is None or marker.fingerprint != mark:
+        return None
+    return int(json.loads((out / COUNT).read_text(encoding="utf-8"))["points"])
+
+
+def _stereo(model: Path, workspace: Path, out: Path, min_pixels: int) -> int:
+    import pycolmap
+
+    with colmap_step(model, "dense reconstruction", check=_CHECK):
+        stereo = pycolmap.PatchMatchOptions()
+        stereo.geom_consistency = False
+        pycolmap.patch_match_stereo(workspace, options=stereo)
+        fusion = pycolmap.StereoFusionOptions()
+        fusion.min_num_pixels = min_pixels
+        fused = pycolmap.stereo_fusion(
+            out, workspace, input_type="photometric", options=fusion, output_type="ply"
+        )
+    return int(fused.num_points3D())

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from matchlib.datasets.colmap_camera import ColmapCamera, guessed_camera
 from matchlib.datasets.eth_benchmark import PAIRS, EthScene, read_truth
 from matchlib.datasets.images import read_image
 from matchlib.errors import ConfigError, DataError
@@ -28,7 +29,6 @@ from matchlib.evaluation.reconstruction import (
 from matchlib.evaluation.reconstruction_config import ReconstructionProtocol
 from matchlib.evaluation.reconstruction_dense import dense_points, has_cuda
 from matchlib.matching.pair_lists import Pair, check_pairs, exhaustive_pairs, read_pair_list
-from matchlib.sfm.cameras import ColmapCamera, guessed_camera
 from matchlib.sfm.colmap import read_only
 from matchlib.sfm.database import VerificationSummary, build_database, verify_database
 from matchlib.sfm.database_rows import FeatureSource, MatchCounts, MatchSource

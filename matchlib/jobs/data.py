@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +105,28 @@ def _log_exclusions(name: str, description: DatasetSource, settings: DatasetConf
 def read_index(path: Path) -> DatasetIndex:
     """Read what `index_dataset` wrote. Raises ConfigError."""
     return load_typed(DatasetIndex, read_yaml(path), str(path))
+
+
+def write_image_set(root: Path, names: Sequence[str], out: Path) -> None:
+    """Which images below `root` an evaluation needs features of, for `read_image_set`."""
+    atomic_write_json(out, {"root": str(root), "names": list(names)})
+
+
+def read_image_set(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Root and names of images. Raises DataError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Path(found["root"]), tuple(found["names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a JSON object with root and names ({error}); delete it") from error
+
+
+def list_evaluation_images(index: Path, out: Path) -> None:
+    """The image set of a dataset that is an evaluation by itself (HPatches)."""
+    from matchlib.datasets.hpatches import image_set
+
+    root = Path(read_index(index).root)
+    write_image_set(root, image_set(root), out)
 
 
 def label_shard(

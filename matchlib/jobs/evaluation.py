@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matchlib.config import HPatchesConfig
-from matchlib.errors import DataError
+from matchlib.jobs.data import read_image_set
 from matchlib.typed_yaml import load_typed
 
 
@@ -16,23 +16,17 @@ def run_extraction(
     method: str,
     settings: Mapping[str, Any],
     weights: Path | None,
-    dataset_format: str,
-    root: Path,
+    images: Path,
     out: Path,
     device: str = "auto",
 ) -> None:
-    """Features of every image of a dataset's image set, in one HDF5 file."""
+    """Features of every image of an image set (`jobs.data.write_image_set`), in one HDF5 file."""
     from matchlib.api import build_extractor
     from matchlib.features.extract import extract_features
 
-    if dataset_format != "hpatches":
-        raise DataError(
-            f"{root}: images of format {dataset_format} are extracted with `matchlib extract --images`"
-        )
-    from matchlib.datasets.hpatches import image_set
-
+    root, names = read_image_set(images)
     extractor = build_extractor(method, weights=weights, settings=settings, device=device)
-    extract_features(root=root, names=image_set(root), extractor=extractor, out=out)
+    extract_features(root=root, names=names, extractor=extractor, out=out)
 
 
 def run_hpatches(

@@ -21,6 +21,8 @@ from matchlib.completion import (
     read_marker,
     write_marker_digests,
 )
+from matchlib.mirror.aachen_views import aachen_images
+from matchlib.mirror.aachen_writer import AACHEN_FILES, aachen_archives, write_aachen
 from matchlib.mirror.archives import (
     files_below,
     write_split_zip,
@@ -32,11 +34,13 @@ from matchlib.mirror.archives import (
 from matchlib.mirror.blendedmvs_writer import write_blendedmvs_lists, write_blendedmvs_scene
 from matchlib.mirror.caps_writer import caps_scene_name, write_caps_scene
 from matchlib.mirror.config import (
+    ETH_SCENES,
     BlendedMVSMirrorConfig,
     CapsMirrorConfig,
     GL3DMirrorConfig,
     MirrorConfig,
 )
+from matchlib.mirror.eth_writer import draw_eth_scene, eth_archive, eth_scene_names, write_eth_scene
 from matchlib.mirror.gl3d_writer import write_gl3d_lists, write_gl3d_scene
 from matchlib.mirror.hpatches_writer import sequence_names, write_hpatches_sequence
 from matchlib.mirror.photos_writer import SPLIT_POOLS, Split, write_photographs
@@ -64,6 +68,7 @@ GL3D_ARCHIVES = {
 BLENDEDMVS_ARCHIVE = "BlendedMVS"
 HPATCHES_ARCHIVE = "hpatches-sequences-release"
 CAPS_ARCHIVE = "CAPS-MegaDepth-release-light"
+AACHEN = "aachen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,7 @@ def build_mirror(config: MirrorConfig, out: Path, *, workers: int = 1) -> None:
         tree = work / "tree"
         tasks = _gl3d_tasks(config, tree) + _blendedmvs_tasks(config, tree) + _caps_tasks(config, tree)
         tasks += _hpatches_tasks(config, tree) + _coco_tasks(config, tree)
+        tasks += _aachen_tasks(config, tree) + _eth_tasks(config, tree)
         _run(tasks, work / "unfinished", workers)
         _write_lists(config, tree)
         archives = _pack(config, tree, work / "archives")
@@ -211,6 +217,36 @@ def _caps_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
     return [task(index, name) for index, name in enumerate(train + validation)]
 
 
+def _aachen_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def write(folder: Path) -> None:
+        scene = build_scene(
+            seed=config.seed,
+            dataset=AACHEN,
+            index=0,
+            pool="validation",
+            images=aachen_images(config.aachen),
+            image_size=config.aachen.image_size,
+            texture_px=config.texture_px,
+            lighting_conditions=config.lighting_conditions,
+        )
+        write_aachen(
+            folder / AACHEN, scene, config.aachen, seed=config.seed, supersampling=config.supersampling
+        )
+
+    return [_Task(AACHEN, tree / AACHEN, write)]
+
+
+def _eth_tasks(config: MirrorConfig, tree: Path) -> list[_Task]:
+    def task(name: str) -> _Task:
+        def write(folder: Path) -> None:
+            scene = draw_eth_scene(config, name)
+            write_eth_scene(folder, name, scene, seed=config.seed, supersampling=config.supersampling)
+
+        return _Task(name, tree / "eth" / name, write)
+
+    return [task(name) for name in eth_scene_names(config.eth)]
+
+
 def _run(tasks: Sequence[_Task], unfinished: Path, workers: int) -> None:
     """Do what is not done yet. Threads suffice: almost all time is spent in NumPy and OpenCV."""
 
@@ -257,6 +293,23 @@ def _pack(config: MirrorConfig, tree: Path, folder: Path) -> list[Path]:
         write_zip(paths[-1], root, files_below(root / split))
     paths.append(folder / f"{CAPS_ARCHIVE}.tar")
     write_tar(paths[-1], tree / CAPS_ARCHIVE, files_below(tree / CAPS_ARCHIVE), f"{CAPS_ARCHIVE}/")
+    paths += _pack_aachen(tree / AACHEN, folder)
+    root = tree / "eth"
+    for name in eth_scene_names(config.eth):
+        paths.append(folder / f"{eth_archive(name)}.zip")
+        write_zip(paths[-1], root, files_below(root / name))
+    return paths
+
+
+def _pack_aachen(root: Path, folder: Path) -> list[Path]:
+    """Upstream has two zips, and lists, models and databases as they are."""
+    paths = []
+    for name, (base, files) in aachen_archives(root).items():
+        paths.append(folder / name)
+        if name.endswith(".zip"):
+            write_zip(paths[-1], base, files)
+        else:
+            shutil.copyfile(files[0], paths[-1])
     return paths
 
 
@@ -276,7 +329,8 @@ def _remove_archives(out: Path) -> None:
     """
     patterns = [f"{name}.tar.[0-9]*" for name in GL3D_ARCHIVES]
     patterns += [f"{BLENDEDMVS_ARCHIVE}.z[0-9]*", f"{BLENDEDMVS_ARCHIVE}.zip", f"{HPATCHES_ARCHIVE}.tar.gz"]
-    patterns += [*(f"{split}.zip" for split in SPLIT_POOLS), f"{CAPS_ARCHIVE}.tar"]
+    patterns += [*(f"{split}.zip" for split in SPLIT_POOLS), f"{CAPS_ARCHIVE}.tar", *AACHEN_FILES]
+    patterns += [f"{eth_archive(name)}.zip" for name in ETH_SCENES]
     for pattern in (MARKER, *patterns, CHECKSUMS):
         for path in out.glob(pattern):
             path.unlink()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from matchlib.errors import ConfigError
 
 _MIN_SIDE_PX = 32
+ETH_SCENES = ("Fountain", "Herzjesu")
+"""Names of the demo's scenes to reconstruct; upstream's two small ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,78 @@ class CapsMirrorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AachenMirrorConfig:
+    """A place by day and by night in the layout of Aachen Day-Night, v1 and v1.1."""
+
+    reference_images: int = 12
+    """Images `db/*.jpg` of known pose (4,328 in the real set)."""
+
+    sequence_images: int = 2
+    """Further images of known pose that v1.1 adds (2,369 in the real set)."""
+
+    day_queries: int = 4
+    """Queries by day (824 in the real set)."""
+
+    night_queries: int = 4
+    """Queries by night (98 in the real set)."""
+
+    additional_night_queries: int = 2
+    """Queries by night that v1.1 adds (93 in the real set)."""
+
+    image_size: tuple[int, int] = (320, 240)
+    """(width, height) of all images (1600 x 1063 and other sizes in the real set)."""
+
+    min_covisible_share: float = 0.25
+    """Two reference images are matched if each shows at least this share of the other."""
+
+    pairs_per_query: int = 6
+    """Reference images that each query is matched with (20 in the real set)."""
+
+    points_per_image: int = 60
+    """Surface points per reference image, for the models that come with the images."""
+
+    def __post_init__(self) -> None:
+        _check_counts(
+            "mirror.aachen",
+            reference_images=self.reference_images,
+            night_queries=self.night_queries,
+            pairs_per_query=self.pairs_per_query,
+            points_per_image=self.points_per_image,
+        )
+        _check_not_negative(
+            "mirror.aachen",
+            sequence_images=self.sequence_images,
+            day_queries=self.day_queries,
+            additional_night_queries=self.additional_night_queries,
+        )
+        _check_size("mirror.aachen.image_size", self.image_size)
+        if not 0 < self.min_covisible_share <= 1:
+            raise ConfigError(
+                f"mirror.aachen.min_covisible_share: expected a share above 0 to 1, got {self.min_covisible_share}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EthMirrorConfig:
+    """Scenes in the layout of the ETH local-feature benchmark."""
+
+    scenes: int = 2
+    """The first so many of Fountain and Herzjesu."""
+
+    images_per_scene: int = 10
+    """Cameras per scene (11 and 8 in the real set); COLMAP's mapper drops models of fewer than 10."""
+
+    image_size: tuple[int, int] = (320, 240)
+    """(width, height) of all images (3072 x 2048 in the real set)."""
+
+    def __post_init__(self) -> None:
+        _check_counts("mirror.eth", images_per_scene=self.images_per_scene)
+        _check_size("mirror.eth.image_size", self.image_size)
+        if not 0 <= self.scenes <= len(ETH_SCENES):
+            raise ConfigError(f"mirror.eth.scenes: expected 0 to {len(ETH_SCENES)}, got {self.scenes}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorConfig:
     """The whole demo world. Equal settings give equal bytes."""
 
@@ -206,6 +280,12 @@ class MirrorConfig:
 
     caps_megadepth: CapsMirrorConfig = field(default_factory=CapsMirrorConfig)
     """Scenes like CAPS' MegaDepth subset."""
+
+    aachen: AachenMirrorConfig = field(default_factory=AachenMirrorConfig)
+    """Like Aachen Day-Night."""
+
+    eth: EthMirrorConfig = field(default_factory=EthMirrorConfig)
+    """Like the ETH local-feature benchmark."""
 
     def __post_init__(self) -> None:
         _check_counts(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError, MatchlibError, check_shape
-from matchlib.sfm.cameras import ColmapCamera
 
 Float64 = npt.NDArray[np.float64]
 _WARNING, _ERROR = 1, 2  # glog's levels

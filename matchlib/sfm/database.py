@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError
-from matchlib.sfm.cameras import ColmapCamera
 from matchlib.sfm.colmap import (
     colmap_step,
     copy_database,

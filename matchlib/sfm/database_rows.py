@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError
 from matchlib.features.types import Features
 from matchlib.matching.types import Matches
-from matchlib.sfm.cameras import ColmapCamera
 from matchlib.sfm.colmap import to_colmap_camera
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError, check_shape
 from matchlib.matching.types import Matches
-from matchlib.sfm.cameras import ColmapCamera
 from matchlib.sfm.colmap import Float64, colmap_step, from_rigid, read_model, to_colmap_camera
 from matchlib.sfm.config import LocalisationConfig
 from matchlib.sfm.poses import Registered

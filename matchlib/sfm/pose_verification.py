@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError
-from matchlib.sfm.cameras import ColmapCamera
 from matchlib.sfm.colmap import Float64, copy_database, fold_log, open_database, to_colmap_camera
 from matchlib.sfm.database import (
     VerificationSummary,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from matchlib.completion import digest_json
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError
-from matchlib.sfm.cameras import ColmapCamera
 from matchlib.sfm.colmap import (
     Float64,
     colmap_step,

@@ -29,12 +29,12 @@ Float64 = npt.NDArray[np.float64]
 
 # Colours of Okabe & Ito (2008) without the yellow, too pale for a line on white, and with grey for black,
 # which is lost on a dark page. The eighth curve starts again with another marker.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 # Matplotlib wants real colours; these two are looked up in its output and replaced by what the page says.
 _INK, _GRID = "#010203", "#c1c2c3"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "matchlib",
     "text.parse_math": False,  # a "$" in a label is a dollar sign
@@ -99,7 +99,7 @@ def accuracy_figure(panels: Mapping[str, Sequence[Curve]], *, name: str = "mean 
         raise ShapeError("accuracy_figure: expected at least one panel, got none")
     labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
     legend_rows = math.ceil(len(labels) / 3)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.4 + 0.24 * legend_rows), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         lines: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def accuracy_figure(panels: Mapping[str, Sequence[Curve]], *, name: str = "mean 
         axes[0].set_ylabel(name)
         if lines:
             figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(3, len(lines)))
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def training_figure(rows: Iterable[HistoryRow], *, max_panels: int = 6) -> str | None:
@@ -127,21 +127,21 @@ def training_figure(rows: Iterable[HistoryRow], *, max_panels: int = 6) -> str |
         return None
     columns = min(3, len(names))
     row_count = math.ceil(len(names) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * row_count + 0.3), layout="constrained")
         grid = figure.subplots(row_count, columns, squeeze=False).ravel()
         for ax, name in zip(grid, names, strict=False):
             _draw_training_panel(ax, name, series)
         for ax in grid[len(names) :]:
             ax.set_axis_off()
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 # ---------------------------------------------------------------- panels
 def _draw_curve(ax: Axes, curve: Curve, place: int) -> Any:
     colour, marker = (
-        _COLOURS[place % len(_COLOURS)],
-        _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)],
+        COLOURS[place % len(COLOURS)],
+        MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
     )
     if curve.low is not None and curve.high is not None:
         ax.fill_between(curve.thresholds_px, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
@@ -162,14 +162,14 @@ def _draw_training_panel(
 ) -> None:
     if (name, "train") in series:
         steps, values = series[name, "train"]
-        ax.plot(steps, values, color=_COLOURS[0], linewidth=0.8, alpha=0.4 if len(values) > 20 else 1.0)
+        ax.plot(steps, values, color=COLOURS[0], linewidth=0.8, alpha=0.4 if len(values) > 20 else 1.0)
         if len(values) > 20:
-            ax.plot(steps, _smooth(values), color=_COLOURS[0], linewidth=1.8)
-        ax.plot([], [], color=_COLOURS[0], linewidth=1.8, label="training")
+            ax.plot(steps, _smooth(values), color=COLOURS[0], linewidth=1.8)
+        ax.plot([], [], color=COLOURS[0], linewidth=1.8, label="training")
     if (name, "validation") in series:
         steps, values = series[name, "validation"]
         ax.plot(
-            steps, values, color=_COLOURS[1], marker="o", markersize=3.5, linewidth=1.8, label="validation"
+            steps, values, color=COLOURS[1], marker="o", markersize=3.5, linewidth=1.8, label="validation"
         )
     ax.set(title=name, xlabel="step")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -203,7 +203,8 @@ def _series(rows: Iterable[HistoryRow]) -> dict[tuple[str, str], tuple[Float64, 
 
 
 # ---------------------------------------------------------------- output
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """A figure drawn in STYLE as the text of an SVG file."""
     stream = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(stream, format="svg", metadata=metadata)

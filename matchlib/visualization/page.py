@@ -1,4 +1,4 @@
-"""A report as HTML. Every text goes through `element`, which escapes whatever is not already markup."""
+"""A report as HTML."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import hashlib
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import groupby
 
+from matchlib.visualization.markup import Markup, element
 from matchlib.visualization.report import (
     Cell,
     CellValue,
@@ -23,39 +24,6 @@ from matchlib.visualization.report import (
     Table,
     number_of,
 )
-
-
-class Markup(str):
-    """Text that is HTML already, so that it is not escaped again."""
-
-    __slots__ = ()
-
-
-_VOID = frozenset({"meta", "img"})
-
-
-def element(tag: str, *children: str, **attributes: str | bool | None) -> Markup:
-    """`<tag attributes>children</tag>`; children and values are escaped unless they are Markup.
-
-    Attribute names: a trailing underscore is dropped (`class_`), others become hyphens (`data_value`). True
-    gives a bare attribute, None and False leave it out.
-    """
-    parts = [f"<{tag}"]
-    for name, value in attributes.items():
-        name = name.rstrip("_").replace("_", "-")
-        if value is True:
-            parts.append(f" {name}")
-        elif value is not None and value is not False:
-            parts.append(f' {name}="{html.escape(value, quote=True)}"')
-    parts.append(">")
-    if tag in _VOID:
-        return Markup("".join(parts))
-    return Markup("".join(parts) + join(children) + f"</{tag}>")
-
-
-def join(parts: Iterable[str], separator: str = "") -> Markup:
-    """The parts one after the other, escaped unless they are Markup."""
-    return Markup(separator.join(part if isinstance(part, Markup) else html.escape(part) for part in parts))
 
 
 class _Numbers:
@@ -71,7 +39,9 @@ class _Numbers:
 
 def render_page(report: Report) -> str:
     """The whole HTML file."""
-    style, script = _asset("page.css"), _asset("page.js")
+    names = ["page", *(["model_view"] if any(map(_has_model, report.sections)) else [])]
+    style = "".join(_asset(f"{name}.css") for name in names)
+    script = "".join(_asset(f"{name}.js") for name in names)
     number = _Numbers()
     ids = [f"section-{position}" for position in range(1, len(report.sections) + 1)]
     sections = [_section(section, 2, number, id_) for section, id_ in zip(report.sections, ids, strict=True)]
@@ -104,6 +74,10 @@ def _policy(script: str) -> str:
     )
 
 
+def _has_model(section: Section) -> bool:
+    return any(figure.kind == "model" for figure in section.figures) or any(map(_has_model, section.sections))
+
+
 def _asset(name: str) -> str:
     return resources.files("matchlib.visualization").joinpath(name).read_text(encoding="utf-8")
 
@@ -133,14 +107,14 @@ def _contents(sections: Sequence[Section], ids: Sequence[str]) -> Markup:
 
 
 def _section(section: Section, level: int, number: Callable[[], int], id_: str | None = None) -> Markup:
-    drawings = [_figure(figure, number()) for figure in section.figures if figure.kind == "svg"]
-    photographs = [_figure(figure, number()) for figure in section.figures if figure.kind != "svg"]
+    wide = [_figure(figure, number()) for figure in section.figures if figure.kind in ("svg", "model")]
+    photographs = [_figure(figure, number()) for figure in section.figures if figure.kind in ("png", "jpeg")]
     return element(
         "section",
         element(f"h{min(level, 6)}", section.title),
         *(element("p", paragraph) for paragraph in section.text),
         *(_table(table) for table in section.tables),
-        *drawings,
+        *wide,
         element("div", *photographs, class_="pictures") if photographs else "",
         *(_section(part, level + 1, number) for part in section.sections),
         id=id_,
@@ -149,6 +123,8 @@ def _section(section: Section, level: int, number: Callable[[], int], id_: str |
 
 # ---------------------------------------------------------------- figures
 def _figure(figure: Figure, number: int) -> Markup:
+    if isinstance(figure.data, Markup):
+        return element("figure", figure.data, element("figcaption", figure.caption), aria_label=figure.alt)
     if isinstance(figure.data, str):
         return element(
             "figure", _drawing(figure.data, figure.alt, number), element("figcaption", figure.caption)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from matchlib.completion import atomic_write
 from matchlib.errors import DataError, ShapeError
+from matchlib.visualization.markup import Markup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +75,25 @@ class Table:
 class Figure:
     """A picture.
 
-    kind:    "svg" for drawings, whose text takes the colours of the page; "png" or "jpeg" for photographs
-    data:    the file: text for svg, bytes for the others
+    kind:    "svg" for drawings, whose text takes the colours of the page; "png" or "jpeg" for photographs; "model" for
+             what `model_view` makes
+    data:    the file: text for svg, markup for model, bytes for the others
     caption: shown below
     alt:     what a reader who does not see the picture should know
     Raises DataError if the data is not of that kind, or is a drawing with scripts or links to elsewhere.
     """
 
-    kind: Literal["svg", "png", "jpeg"]
+    kind: Literal["svg", "png", "jpeg", "model"]
     data: str | bytes
     caption: str
     alt: str
 
     def __post_init__(self) -> None:
         where = f"figure '{self.caption}'"
+        if (self.kind == "model") != isinstance(self.data, Markup):
+            raise DataError(f"{where}: expected markup for kind model and for no other, got {self.kind}")
+        if self.kind == "model":
+            return
         if self.kind == "svg":
             if not isinstance(self.data, str) or not self.data.startswith("<svg"):
                 raise DataError(f'{where}: expected text that begins with "<svg", got {self.data[:20]!r}')

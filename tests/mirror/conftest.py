@@ -11,9 +11,11 @@ import pytest
 
 from matchlib.mirror.build import build_mirror
 from matchlib.mirror.config import (
+    AachenMirrorConfig,
     BlendedMVSMirrorConfig,
     CapsMirrorConfig,
     CocoMirrorConfig,
+    EthMirrorConfig,
     GL3DMirrorConfig,
     HPatchesMirrorConfig,
     MirrorConfig,
@@ -40,6 +42,16 @@ TINY = MirrorConfig(
     caps_megadepth=CapsMirrorConfig(
         train_scenes=1, validation_scenes=1, images_per_scene=5, image_size=(128, 96)
     ),
+    aachen=AachenMirrorConfig(
+        reference_images=5,
+        sequence_images=1,
+        day_queries=1,
+        night_queries=2,
+        additional_night_queries=1,
+        image_size=(96, 72),
+        pairs_per_query=3,
+    ),
+    eth=EthMirrorConfig(scenes=1, images_per_scene=3, image_size=(128, 96)),
 )
 
 

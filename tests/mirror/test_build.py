@@ -39,6 +39,7 @@ def smaller(tiny_config):
         hpatches=replace(tiny_config.hpatches, image_size=(64, 48)),
         coco=CocoMirrorConfig(train_images=2, validation_images=1, longer_side=(64, 64)),
         caps_megadepth=replace(tiny_config.caps_megadepth, validation_scenes=0, image_size=(64, 48)),
+        aachen=replace(tiny_config.aachen, image_size=(48, 36)),
     )
 
 
@@ -62,6 +63,9 @@ def test_archives_are_named_and_cut_as_upstream(mirror):
         "train2017.zip",
         "val2017.zip",
         "CAPS-MegaDepth-release-light.tar",
+        "database_and_query_images.zip",
+        "aachen_v1_1.zip",
+        "database.db",
     } <= names
     assert "work" not in names
     assert "lease.json" not in names

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.features.types import Features
 from matchlib.matching.types import Matches
-from matchlib.sfm.cameras import ColmapCamera
 
 Float64 = npt.NDArray[np.float64]
 

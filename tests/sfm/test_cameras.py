@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchlib.errors import DataError
-from matchlib.sfm.cameras import (
+from matchlib.datasets.colmap_camera import (
     CAMERA_MODELS,
     ColmapCamera,
     guessed_camera,
@@ -17,6 +16,7 @@ from matchlib.sfm.cameras import (
     require_cameras,
     write_intrinsics_list,
 )
+from matchlib.errors import DataError
 
 LINE = "query/night/1.jpg SIMPLE_RADIAL 1600 1200 1199.91 800 600 -0.0324314\n"
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from matchlib.completion import digest_file
+from matchlib.datasets.colmap_camera import guessed_camera
 from matchlib.errors import DataError
-from matchlib.sfm.cameras import guessed_camera
 from matchlib.sfm.config import VerificationConfig
 from matchlib.sfm.database import build_database, verify_database
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from matchlib.completion import MARKER, digest_file, verify_folder
+from matchlib.datasets.colmap_camera import guessed_camera
 from matchlib.errors import DataError
 from matchlib.matching.types import Matches
-from matchlib.sfm.cameras import guessed_camera
 from matchlib.sfm.colmap import from_colmap_camera, read_model
 from matchlib.sfm.config import (
     LocalisationConfig,

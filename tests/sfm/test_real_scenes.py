@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
+from matchlib.datasets.colmap_camera import guessed_camera, read_intrinsics_list
 from matchlib.datasets.images import read_image
 from matchlib.features.config import SiftConfig
 from matchlib.features.sift import build_rootsift
 from matchlib.matching.mutual_nearest import match_mutual_nearest
-from matchlib.sfm.cameras import guessed_camera, read_intrinsics_list
 from matchlib.sfm.colmap import read_model
 from matchlib.sfm.config import MappingConfig, RegistrationConfig, TriangulationConfig, VerificationConfig
 from matchlib.sfm.database import build_database, verify_database

@@ -1,0 +1,11 @@
+"""Join the relative-pose results of all methods into a table."""
+
+from pathlib import Path
+
+from matchlib.jobs.pose import write_pose_tables
+from matchlib.logs import log_to
+
+with log_to(snakemake.log[0]):
+    write_pose_tables(
+        [Path(path) for path in snakemake.input.results], Path(snakemake.output.csv).with_suffix("")
+    )
