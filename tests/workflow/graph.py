@@ -28,6 +28,21 @@ _MIRROR = {
     "blendedmvs": {"train_scenes": 1, "validation_scenes": 0, "images_per_scene": 4, "image_size": [128, 96]},
     "hpatches": {"illumination_sequences": 1, "viewpoint_sequences": 1, "image_size": [160, 120]},
     "coco": {"train_images": 5, "validation_images": 2, "longer_side": [160, 200]},
+    "caps_megadepth": {
+        "train_scenes": 1,
+        "validation_scenes": 1,
+        "images_per_scene": 4,
+        "image_size": [128, 96],
+    },
+    "aachen": {
+        "reference_images": 5,
+        "sequence_images": 1,
+        "day_queries": 1,
+        "night_queries": 2,
+        "additional_night_queries": 1,
+        "image_size": [96, 72],
+    },
+    "eth": {"scenes": 1, "images_per_scene": 4, "image_size": [96, 72]},
 }
 
 _PHOTO_STAGE = {
@@ -40,6 +55,12 @@ _PHOTO_STAGE = {
     "validate_every": 4,
     "validation_pairs": 2,
     "checkpoint_every": 1,
+}
+_POSFEAT = {
+    "network": {"encoder": "resnet18", "decoder_channels": [32, 16], "head_channels": [8, 16]},
+    "descriptor_loss": {"window": 0.3},
+    "inference": {"max_keypoints": 200},
+    "validation": {"max_keypoints": 50},
 }
 _SUPERPOINT = {
     "training": {"shapes": {"draw_size": [160, 120], "train_pictures": 4, "validation_pictures": 1}},
@@ -71,6 +92,12 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
                 "match_sets": match_sets,
             },
             "blendedmvs": {"source": "datasets/demo_blendedmvs.yaml", "match_sets": match_sets},
+            "megadepth": {
+                "source": "datasets/demo_caps_megadepth.yaml",
+                "train_split": "train",
+                "validation_split": "val",
+                "match_sets": {"min_rotation_deg": 0},
+            },
             "hpatches": {"source": "datasets/demo_hpatches.yaml"},
             "coco": {
                 "source": "datasets/demo_coco.yaml",
@@ -98,6 +125,15 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
                 "stages": {"descriptor": _PHOTO_STAGE},
                 "variants": {"set": {"members": "set2"}},
             },
+            "posfeat": {
+                "method": "posfeat",
+                "train_on": ["megadepth"],
+                "settings": _POSFEAT,
+                "stages": {
+                    "desc": _PHOTO_STAGE | {"image_size": [96, 80]},
+                    "kp": _PHOTO_STAGE | {"image_size": [96, 80]},
+                },
+            },
             "superpoint": {
                 "method": "superpoint",
                 "train_on": ["coco_superpoint"],
@@ -121,6 +157,7 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
             ],
             "ablation": {"methods": ["rootsift", "msnet-descriptor"]},
         },
+        "evaluate_pose": {"dataset": "megadepth", "methods": ["rootsift", "posfeat-kp"]},
     }
 
 

@@ -21,6 +21,8 @@ STAGES = [
     "aslfeat/base",
     "aslfeat/dcn",
     "msnet/descriptor",
+    "posfeat/desc",
+    "posfeat/kp",
     "superpoint/shapes",
     "superpoint/magicpoint",
     "superpoint/superpoint",
@@ -52,6 +54,8 @@ def test_the_graph_runs_from_archives_to_a_page(finished: tuple[Path, Path]) -> 
     assert {"rootsift", "msnet-descriptor", "msnet-descriptor-set", "superpoint-superpoint"} <= labels
     assert {row["protocol"] for row in pck} == {"as-coded", "as-described"}
     assert json.loads((folder / "results/pck/ablation.json").read_text())
+    poses = json.loads((folder / "results/pose/table.json").read_text())
+    assert {row["method"] for row in poses} == {"rootsift", "posfeat-kp"}
     assert "aslfeat-dcn" in page and "<svg" in page and "data:image" in page
     assert (folder / "build/extension/build_info.json").is_file()
     assert not list(folder.glob("results/**/work"))
