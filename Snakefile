@@ -25,6 +25,7 @@ include: "rules/match_sets.smk"
 include: "rules/extension.smk"
 include: "rules/train.smk"
 include: "rules/features.smk"
+include: "rules/cameras.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
@@ -38,6 +39,9 @@ localrules:
     evaluate_hpatches,
     evaluate_pck,
     evaluate_pose,
+    evaluate_aachen,
+    evaluate_aachen_v1_1,
+    evaluate_eth,
     evaluate_all,
     report,
     download_archive,

@@ -15,8 +15,10 @@ from matchlib.datasets.pose_pairs import PairFormat
 from matchlib.downloads.config import FetchPolicy
 from matchlib.errors import ConfigError
 from matchlib.evaluation.config import HOMOGRAPHY_PROTOCOLS, HomographyProtocol, HPatchesProtocol
+from matchlib.evaluation.localisation_config import LocalisationProtocol
 from matchlib.evaluation.pck_config import PCK_PROTOCOLS, PCKProtocol
 from matchlib.evaluation.pose_config import POSE_PROTOCOLS, PoseProtocol
+from matchlib.evaluation.reconstruction_config import ReconstructionProtocol
 from matchlib.match_sets.config import MatchSetConfig
 from matchlib.methods.spec import MethodSpec
 from matchlib.mirror.config import MirrorConfig
@@ -180,6 +182,46 @@ class PoseConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalisationEvaluation:
+    """`evaluate_aachen`, `evaluate_aachen_v1_1`: poses of query images against images of known pose."""
+
+    dataset: str
+    """Dataset of format aachen or aachen_v1_1; or of format photos: a folder with a COLMAP model (`sparse/`), `images/`
+    and `queries_with_intrinsics.txt`."""
+    methods: tuple[str, ...] | None = None
+    """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
+    protocol: LocalisationProtocol = field(default_factory=LocalisationProtocol)
+    """Everything that changes a number."""
+    match_shards: int = 1
+    """Pairs are matched in this many jobs per method."""
+
+    def __post_init__(self) -> None:
+        if self.match_shards < 1:
+            raise ConfigError(f"match_shards: expected at least 1, got {self.match_shards}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructionEvaluation:
+    """`evaluate_eth`: reconstruction of scenes from images alone."""
+
+    scenes: Mapping[str, str]
+    """Scene -> its dataset, of format eth_benchmark, e.g. {Fountain: eth_strecha_fountain}."""
+    methods: tuple[str, ...] | None = None
+    """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
+    protocol: ReconstructionProtocol = field(default_factory=ReconstructionProtocol)
+    """Everything that changes a number. Published: `mutual`; `official` (ratio 0.8, pixel_offset 0); `posfeat` (ratio 0.75
+    in both directions)."""
+    match_shards: int = 1
+    """Pairs of a scene are matched in this many jobs per method."""
+
+    def __post_init__(self) -> None:
+        if not self.scenes:
+            raise ConfigError("scenes: expected at least one scene and its dataset, got none")
+        if self.match_shards < 1:
+            raise ConfigError(f"match_shards: expected at least 1, got {self.match_shards}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowConfig:
     """The configuration file."""
 
@@ -199,6 +241,12 @@ class WorkflowConfig:
     """PCK evaluation; null: none."""
     evaluate_pose: PoseConfig | None = None
     """Relative-pose evaluation; null: none."""
+    evaluate_aachen: LocalisationEvaluation | None = None
+    """Visual localisation on Aachen Day-Night v1, or any other set; null: none."""
+    evaluate_aachen_v1_1: LocalisationEvaluation | None = None
+    """Visual localisation on Aachen Day-Night v1.1; null: none."""
+    evaluate_eth: ReconstructionEvaluation | None = None
+    """Reconstruction; null: none."""
 
 
 def method_settings(spec: MethodSpec, settings: Mapping[str, Any], where: str) -> Any:

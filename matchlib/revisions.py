@@ -18,5 +18,7 @@ REVISIONS = {
     "caps_dataset": 1,
     "matches": 1,
     "pose": 1,
+    "localisation": 1,
+    "reconstruction": 1,
     "report": 1,
 }

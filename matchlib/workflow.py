@@ -13,6 +13,7 @@ from typing import Any, cast
 from matchlib.config import (
     BaselineConfig,
     DatasetConfig,
+    LocalisationEvaluation,
     PoseConfig,
     RunConfig,
     WorkflowConfig,
@@ -131,6 +132,20 @@ class Workflow:
     def pose_labels(self) -> tuple[str, ...]:
         """Labels that `evaluate_pose` compares, in table order; all that need no truth, unless named."""
         evaluation = self.config.evaluate_pose
+        return () if evaluation is None else self._extractable(evaluation.methods)
+
+    def localisations(self) -> dict[str, LocalisationEvaluation]:
+        """The localisation evaluations that are asked for, by name."""
+        found = {"aachen": self.config.evaluate_aachen, "aachen_v1_1": self.config.evaluate_aachen_v1_1}
+        return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+
+    def localisation_labels(self, name: str) -> tuple[str, ...]:
+        """Labels that one of `localisations` compares, in table order."""
+        return self._extractable(self.localisations()[name].methods)
+
+    def eth_labels(self) -> tuple[str, ...]:
+        """Labels that `evaluate_eth` compares, in table order."""
+        evaluation = self.config.evaluate_eth
         return () if evaluation is None else self._extractable(evaluation.methods)
 
     def _extractable(self, named: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -414,6 +429,17 @@ def _check_labels(workflow: Workflow) -> None:
         _check_no_oracle("evaluate_hpatches", hpatches.methods or (), labels)
     if workflow.config.evaluate_pose is not None:
         _check_pose(workflow.config.evaluate_pose, workflow)
+    for name, localisation in workflow.localisations().items():
+        _check_extracting(
+            f"evaluate_{name}",
+            localisation.dataset,
+            localisation.methods,
+            ("aachen", "aachen_v1_1", "photos"),
+            workflow,
+        )
+    eth = workflow.config.evaluate_eth
+    for dataset in eth.scenes.values() if eth else ():
+        _check_extracting("evaluate_eth", dataset, eth.methods if eth else (), ("eth_benchmark",), workflow)
     if pck is not None:
         ablation = pck.ablation.methods if pck.ablation else ()
         for where, named in (("evaluate_pck", pck.methods or ()), ("evaluate_pck.ablation", ablation)):
@@ -429,6 +455,19 @@ def _check_no_oracle(where: str, methods: Iterable[str], labels: Mapping[str, Ca
     for label in methods:
         if _uses_truth(labels[label]):
             raise ConfigError(f"{where}.methods: '{label}' uses the true warp, which only evaluate_pck gives")
+
+
+def _check_extracting(
+    where: str, dataset: str, methods: tuple[str, ...] | None, formats: tuple[str, ...], workflow: Workflow
+) -> None:
+    """An evaluation on features of its own image set."""
+    _check_names(where, dataset, methods or (), workflow)
+    _check_no_oracle(where, methods or (), workflow.candidates())
+    if workflow.format_of(dataset) not in formats:
+        raise ConfigError(
+            f"{where}: expected a dataset of format {' or '.join(formats)}, got '{dataset}' of format "
+            f"{workflow.format_of(dataset)}"
+        )
 
 
 def _check_pose(pose: PoseConfig, workflow: Workflow) -> None:

@@ -40,6 +40,8 @@ HOMOGRAPHY_PROTOCOLS = (
 PCK = CFG.evaluate_pck
 PCK_PROTOCOLS = {protocol.name: protocol for protocol in PCK.protocols} if PCK else {}
 POSE = CFG.evaluate_pose
+LOCALISATIONS = W.localisations()
+ETH = CFG.evaluate_eth
 LABELS = W.candidates()
 STATIC_SCENES = {name: W.static_scenes(name) for name in CFG.datasets}
 DOWNLOADS = W.downloads()
@@ -206,6 +208,50 @@ def pose_files(pattern):
     ]
 
 
+def evaluation_of(image_set):
+    """The localisation, or the reconstruction, that an image set belongs to."""
+    return LOCALISATIONS.get(image_set.removeprefix("localisation-"), ETH)
+
+
+def pairs_of_image_set(wildcards):
+    """The list of pairs that an evaluation matches."""
+    kind, _, name = wildcards.image_set.partition("-")
+    if kind == "localisation":
+        return f"results/{name}/plan/pairs.txt"
+    return f"results/eth/{name}/pairs.txt"
+
+
+def match_shards_of(image_set, label):
+    """Markers of all shards of matches of an evaluation."""
+    shards = evaluation_of(image_set).match_shards
+    return [
+        f"results/matches/{image_set}/{label}/{shards}-shards/{shard}/.complete"
+        for shard in range(shards)
+    ]
+
+
+def localisation_files(challenge):
+    """One result per method of a localisation, in table order."""
+    return [
+        f"results/{challenge}/{label}/scores/result.json"
+        for label in W.localisation_labels(challenge)
+    ]
+
+
+def localisation_targets(challenge):
+    """The table of a localisation; nothing where the configuration asks for none."""
+    return [f"results/{challenge}/table.csv"] if challenge in LOCALISATIONS else []
+
+
+def eth_files():
+    """One result per scene and method, scene by scene in table order."""
+    return [
+        f"results/eth/{scene}/{label}/result.json"
+        for scene in (ETH.scenes if ETH else ())
+        for label in W.eth_labels()
+    ]
+
+
 def pck_files(pattern):
     """One file per PCK protocol and method, in table order; `pattern` holds {dataset}, {protocol}, {label}."""
     return [
@@ -252,6 +298,9 @@ wildcard_constraints:
     stage=alternatives({stage for run in CFG.runs.values() for stage in run.stages}),
     label=alternatives(LABELS),
     image_set=r"[^/]+",
+    challenge=alternatives(LOCALISATIONS),
+    scene=alternatives(ETH.scenes if ETH else ()),
+    repeat=r"\d+",
     protocol=alternatives(PCK_PROTOCOLS),
     shards=r"\d+",
     shard=r"\d+",

@@ -196,3 +196,6 @@ rule evaluate_all:
         rules.evaluate_hpatches.input,
         rules.evaluate_pck.input,
         rules.evaluate_pose.input,
+        rules.evaluate_aachen.input,
+        rules.evaluate_aachen_v1_1.input,
+        rules.evaluate_eth.input,

@@ -8,6 +8,7 @@ rule write_report:
         index=dataset_index(HPATCHES.dataset) if HPATCHES else [],
         pck=pck_files("results/pck/{dataset}/{protocol}/{label}.json"),
         pck_ablation=pck_ablation_files(),
+        poses=pose_files("results/pose/{dataset}/{label}.json"),
         training=rules.train_all.input,
     output:
         page="results/report/index.html",

@@ -16,6 +16,7 @@ with log_to(snakemake.log[0]):
         features=dict(zip(snakemake.params.labels, map(Path, snakemake.input.features), strict=True)),
         pck=[Path(path) for path in snakemake.input.pck],
         pck_ablation=[Path(path) for path in snakemake.input.pck_ablation],
+        poses=[Path(path) for path in snakemake.input.poses],
         hpatches_root=Path(json.loads(Path(index).read_text())["root"]) if index else None,
         published=sorted(Path(published).glob("*.npy")) if published else [],
         about=dict(snakemake.params.about),

@@ -11,12 +11,15 @@ from matchlib.completion import digest_file
 from matchlib.evaluation.homography_result import HomographyResult, read_homography_result
 from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
 from matchlib.evaluation.pck_result import read_pck_ablation, read_pck_result
+from matchlib.evaluation.pose_result import read_pose_result
 from matchlib.evaluation.published import PublishedResult
 from matchlib.features.store import FeatureReader
 from matchlib.visualization.hpatches_pictures import hpatches_pictures
 from matchlib.visualization.hpatches_tables import homography_table, hpatches_curves, hpatches_tables
 from matchlib.visualization.pck_section import pck_section
+from matchlib.visualization.pose_section import pose_section
 from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
+from matchlib.visualization.sfm_entries import pose_entries
 from matchlib.visualization.training_section import training_section, weights_table
 
 _PROVENANCE = "provenance"
@@ -36,6 +39,7 @@ def build_report(
     homographies: Sequence[Path] = (),
     pck: Sequence[Path] = (),
     pck_ablation: Sequence[Path] = (),
+    poses: Sequence[Path] = (),
 ) -> None:
     """Write the report as one HTML file, atomically. Equal inputs give equal bytes.
 
@@ -46,6 +50,7 @@ def build_report(
     hpatches_root: folder of the sequences that the results were measured on; None where `features` is empty
     homographies:  JSON files of `matchlib.evaluation.homography_result.write_homography_result`
     pck, pck_ablation: JSON files of `matchlib.evaluation.pck_result`, in table order
+    poses:         JSON files of `matchlib.evaluation.pose_result`, in table order
     published:     result files of other projects (`.npy`), drawn beside ours
     about:         what ran, as text by name, in the order to be shown. `title` and `summary` head the page. A
                    name `group/item` (`datasets/demo`, `licences/demo`, `runs/base`) stands under its group;
@@ -63,6 +68,9 @@ def build_report(
             [read_pck_result(path) for path in pck], [read_pck_ablation(path) for path in pck_ablation]
         )
         if pck
+        else None,
+        pose_section([entry for path in poses for entry in pose_entries(read_pose_result(path))])
+        if poses
         else None,
         training_section(training) if training else None,
         _pictures_section(ours, features, hpatches_root) if features and hpatches_root else None,

@@ -1,0 +1,16 @@
+"""Decide which images and pairs a localisation needs."""
+
+import json
+from pathlib import Path
+
+from matchlib.jobs.localisation import plan
+from matchlib.logs import log_to
+
+with log_to(snakemake.log[0]):
+    plan(
+        json.loads(snakemake.params.config),
+        f"evaluate_{snakemake.wildcards.challenge}",
+        index=Path(snakemake.input.index),
+        out=Path(snakemake.output.marker).parent,
+        images=Path(snakemake.output.images),
+    )
