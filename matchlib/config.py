@@ -209,8 +209,8 @@ class ReconstructionEvaluation:
     methods: tuple[str, ...] | None = None
     """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
     protocol: ReconstructionProtocol = field(default_factory=ReconstructionProtocol)
-    """Everything that changes a number. Published: `mutual`; `official` (ratio 0.8, pixel_offset 0); `posfeat` (ratio 0.75
-    in both directions)."""
+    """Everything that changes a number. Published: `mutual`; `official` (ratio 0.8, pixel_offset 0), `posfeat` (ratio
+    0.75 in both directions)."""
     match_shards: int = 1
     """Pairs of a scene are matched in this many jobs per method."""
 
