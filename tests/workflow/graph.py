@@ -35,14 +35,14 @@ _MIRROR = {
         "image_size": [128, 96],
     },
     "aachen": {
-        "reference_images": 5,
+        "reference_images": 6,
         "sequence_images": 1,
         "day_queries": 1,
-        "night_queries": 2,
+        "night_queries": 1,
         "additional_night_queries": 1,
-        "image_size": [96, 72],
+        "image_size": [200, 150],
     },
-    "eth": {"scenes": 1, "images_per_scene": 4, "image_size": [96, 72]},
+    "eth": {"images_per_scene": 5, "image_size": [200, 150]},
 }
 
 _PHOTO_STAGE = {
@@ -99,6 +99,8 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
                 "match_sets": {"min_rotation_deg": 0},
             },
             "hpatches": {"source": "datasets/demo_hpatches.yaml"},
+            "aachen": {"source": "datasets/demo_aachen.yaml"},
+            "eth": {"source": "datasets/demo_eth.yaml"},
             "coco": {
                 "source": "datasets/demo_coco.yaml",
                 "train_split": "train2017",
@@ -158,6 +160,12 @@ def tiny_config(*, steps: int = 6) -> dict[str, Any]:
             "ablation": {"methods": ["rootsift", "msnet-descriptor"]},
         },
         "evaluate_pose": {"dataset": "megadepth", "methods": ["rootsift", "posfeat-kp"]},
+        "evaluate_aachen": {"dataset": "aachen", "methods": ["rootsift"], "match_shards": 2},
+        "evaluate_eth": {
+            "scenes": {"Fountain": "eth"},
+            "methods": ["rootsift"],
+            "protocol": {"repeats": 2, "mapping": {"min_model_size": 3}},
+        },
     }
 
 
