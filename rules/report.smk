@@ -9,6 +9,12 @@ rule write_report:
         pck=pck_files("results/pck/{dataset}/{protocol}/{label}.json"),
         pck_ablation=pck_ablation_files(),
         poses=pose_files("results/pose/{dataset}/{label}.json"),
+        localisations=[
+            path
+            for challenge in LOCALISATIONS
+            for path in localisation_files(challenge)
+        ],
+        reconstructions=eth_files(),
         training=rules.train_all.input,
     output:
         page="results/report/index.html",

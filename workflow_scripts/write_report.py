@@ -17,6 +17,8 @@ with log_to(snakemake.log[0]):
         pck=[Path(path) for path in snakemake.input.pck],
         pck_ablation=[Path(path) for path in snakemake.input.pck_ablation],
         poses=[Path(path) for path in snakemake.input.poses],
+        localisations=[Path(path).parents[1] for path in snakemake.input.localisations],
+        reconstructions=[Path(path).parent for path in snakemake.input.reconstructions],
         hpatches_root=Path(json.loads(Path(index).read_text())["root"]) if index else None,
         published=sorted(Path(published).glob("*.npy")) if published else [],
         about=dict(snakemake.params.about),

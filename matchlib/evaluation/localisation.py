@@ -55,12 +55,14 @@ class LocalisationResult:
 
     label:           name in tables
     way:             the protocol in a few words, see `LocalisationProtocol.description`
+    pixel_offset:    what was added to keypoints on the way to COLMAP
     features_digest: of the features file that these numbers come from
     """
 
     label: str
     dataset: str
     way: str
+    pixel_offset: float
     thresholds: tuple[tuple[float, float], ...]
     bootstrap: BootstrapConfig
     features_digest: str
@@ -179,6 +181,7 @@ def score_localisation(
         label=label,
         dataset=dataset.name,
         way=protocol.description,
+        pixel_offset=protocol.pixel_offset,
         thresholds=protocol.thresholds,
         bootstrap=protocol.bootstrap,
         features_digest=features_digest,

@@ -10,16 +10,21 @@ import numpy as np
 from matchlib.completion import digest_file
 from matchlib.evaluation.homography_result import HomographyResult, read_homography_result
 from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
+from matchlib.evaluation.localisation import read_localisation
 from matchlib.evaluation.pck_result import read_pck_ablation, read_pck_result
 from matchlib.evaluation.pose_result import read_pose_result
 from matchlib.evaluation.published import PublishedResult
+from matchlib.evaluation.reconstruction import read_reconstruction
 from matchlib.features.store import FeatureReader
 from matchlib.visualization.hpatches_pictures import hpatches_pictures
 from matchlib.visualization.hpatches_tables import homography_table, hpatches_curves, hpatches_tables
+from matchlib.visualization.localisation_section import localisation_section
+from matchlib.visualization.model_pictures import picture_of_model
 from matchlib.visualization.pck_section import pck_section
 from matchlib.visualization.pose_section import pose_section
+from matchlib.visualization.reconstruction_section import reconstruction_section
 from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
-from matchlib.visualization.sfm_entries import pose_entries
+from matchlib.visualization.sfm_entries import localisation_entries, pose_entries, reconstruction_entry
 from matchlib.visualization.training_section import training_section, weights_table
 
 _PROVENANCE = "provenance"
@@ -40,6 +45,8 @@ def build_report(
     pck: Sequence[Path] = (),
     pck_ablation: Sequence[Path] = (),
     poses: Sequence[Path] = (),
+    localisations: Sequence[Path] = (),
+    reconstructions: Sequence[Path] = (),
 ) -> None:
     """Write the report as one HTML file, atomically. Equal inputs give equal bytes.
 
@@ -51,6 +58,9 @@ def build_report(
     homographies:  JSON files of `matchlib.evaluation.homography_result.write_homography_result`
     pck, pck_ablation: JSON files of `matchlib.evaluation.pck_result`, in table order
     poses:         JSON files of `matchlib.evaluation.pose_result`, in table order
+    localisations: folders of one method's localisation: `scores/result.json`, and for the picture `model`, `poses` and
+                   `verified.db`, as the graph leaves them
+    reconstructions: folders of one method on one scene: `result.json` and `model-0`
     published:     result files of other projects (`.npy`), drawn beside ours
     about:         what ran, as text by name, in the order to be shown. `title` and `summary` head the page. A
                    name `group/item` (`datasets/demo`, `licences/demo`, `runs/base`) stands under its group;
@@ -72,6 +82,8 @@ def build_report(
         pose_section([entry for path in poses for entry in pose_entries(read_pose_result(path))])
         if poses
         else None,
+        _localisation_section(localisations) if localisations else None,
+        _reconstruction_section(reconstructions) if reconstructions else None,
         training_section(training) if training else None,
         _pictures_section(ours, features, hpatches_root) if features and hpatches_root else None,
         _provenance_section(about, ours, results, features, training, published),
@@ -83,6 +95,31 @@ def build_report(
         sections=[section for section in sections if section is not None],
     )
     write_report(out, report)
+
+
+def _localisation_section(folders: Sequence[Path]) -> Section:
+    results = [read_localisation(folder / "scores" / "result.json") for folder in folders]
+    maps = [
+        picture_of_model(
+            folder / "model",
+            f"{result.dataset}, {result.label}",
+            poses=folder / "poses",
+            database=folder / "verified.db",
+        )
+        for folder, result in zip(folders, results, strict=True)
+    ]
+    entries = [entry for result in results for entry in localisation_entries(result)]
+    return localisation_section(entries, [picture for picture in maps if picture is not None])
+
+
+def _reconstruction_section(folders: Sequence[Path]) -> Section:
+    results = [read_reconstruction(folder / "result.json") for folder in folders]
+    models = [
+        picture_of_model(folder / "model-0", f"{result.scene}, {result.label}")
+        for folder, result in zip(folders, results, strict=True)
+    ]
+    entries = [reconstruction_entry(result) for result in results]
+    return reconstruction_section(entries, [picture for picture in models if picture is not None])
 
 
 def _headlines(results: Sequence[HPatchesResult], training: Sequence[Path]) -> list[Headline]:

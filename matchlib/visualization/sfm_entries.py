@@ -20,9 +20,7 @@ def pose_entries(result: PoseResult) -> list[PoseEntry]:
     return [_pose_entry(result, run) for run in result.runs]
 
 
-def localisation_entries(
-    result: LocalisationResult, *, pixel_offset: float, unit: str = "m"
-) -> list[LocalisationEntry]:
+def localisation_entries(result: LocalisationResult, *, unit: str = "m") -> list[LocalisationEntry]:
     """One entry for each condition. unit: of the scene; the thresholds are in it."""
     entries = []
     for condition in result.conditions:
@@ -39,7 +37,7 @@ def localisation_entries(
                 label=result.label,
                 benchmark=f"{result.dataset}, {result.way}",
                 condition=condition,
-                pixel_offset=pixel_offset,
+                pixel_offset=result.pixel_offset,
                 queries=len(queries),
                 registered=sum(query.is_localised for query in queries),
                 recalls=recalls,

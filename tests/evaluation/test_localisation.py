@@ -475,6 +475,7 @@ def result_of(position: list[float], rotation: list[float]) -> LocalisationResul
         label="m",
         dataset="aachen",
         way="challenge",
+        pixel_offset=0.5,
         thresholds=((0.25, 2.0), (0.5, 5.0), (5.0, 10.0)),
         bootstrap=BootstrapConfig(),
         features_digest="d",

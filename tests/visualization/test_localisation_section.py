@@ -120,6 +120,7 @@ def test_entries_of_a_result_carry_its_own_figures():
         label="sift",
         dataset="aachen",
         way="challenge",
+        pixel_offset=0.5,
         thresholds=THRESHOLDS,
         bootstrap=BootstrapConfig(resamples=50),
         features_digest="f" * 64,
@@ -129,7 +130,7 @@ def test_entries_of_a_result_carry_its_own_figures():
             query("3", "night", math.inf, math.inf, None),
         ),
     )
-    day, night = localisation_entries(result, pixel_offset=0.5)
+    day, night = localisation_entries(result)
     assert (day.condition, day.queries, day.registered, list(day.recalls), day.position) == (
         "day",
         1,
