@@ -62,7 +62,7 @@ rule localisation_import:
         "logs/{challenge}/{label}/import.log",
     params:
         step="import",
-        folder="results/{challenge}/{label}",
+        folder=subpath(output.database, parent=True),
         config=rules.localisation_plan.params.config,
         revision=REVISIONS["localisation"],
     script:
@@ -79,7 +79,10 @@ use rule localisation_import as localisation_verify with:
         "logs/{challenge}/{label}/verify.log",
     threads: 8
     params:
-        **{**dict(rules.localisation_import.params), "step": "verify"},
+        step="verify",
+        folder=subpath(output.database, parent=True),
+        config=rules.localisation_import.params.config,
+        revision=rules.localisation_import.params.revision,
 
 
 use rule localisation_import as localisation_triangulate with:
@@ -91,7 +94,10 @@ use rule localisation_import as localisation_triangulate with:
     log:
         "logs/{challenge}/{label}/triangulate.log",
     params:
-        **{**dict(rules.localisation_import.params), "step": "triangulate"},
+        step="triangulate",
+        folder=subpath(output.marker, ancestor=2),
+        config=rules.localisation_import.params.config,
+        revision=rules.localisation_import.params.revision,
 
 
 use rule localisation_import as localisation_register with:
@@ -104,7 +110,10 @@ use rule localisation_import as localisation_register with:
     log:
         "logs/{challenge}/{label}/register.log",
     params:
-        **{**dict(rules.localisation_import.params), "step": "register"},
+        step="register",
+        folder=subpath(output.marker, ancestor=2),
+        config=rules.localisation_import.params.config,
+        revision=rules.localisation_import.params.revision,
 
 
 use rule localisation_import as localisation_score with:
@@ -116,7 +125,10 @@ use rule localisation_import as localisation_score with:
     log:
         "logs/{challenge}/{label}/score.log",
     params:
-        **{**dict(rules.localisation_import.params), "step": "score"},
+        step="score",
+        folder=subpath(output.result, ancestor=2),
+        config=rules.localisation_import.params.config,
+        revision=rules.localisation_import.params.revision,
 
 
 rule localisation_table:
@@ -164,7 +176,7 @@ rule eth_import:
         "logs/eth/{scene}/{label}/import.log",
     params:
         step="import",
-        folder="results/eth/{scene}/{label}",
+        folder=subpath(output.database, parent=True),
         config=json_of(ETH),
         revision=REVISIONS["reconstruction"],
     script:
@@ -181,7 +193,10 @@ use rule eth_import as eth_verify with:
         "logs/eth/{scene}/{label}/verify.log",
     threads: 8
     params:
-        **{**dict(rules.eth_import.params), "step": "verify"},
+        step="verify",
+        folder=subpath(output.database, parent=True),
+        config=rules.eth_import.params.config,
+        revision=rules.eth_import.params.revision,
 
 
 use rule eth_import as eth_map with:
@@ -193,7 +208,10 @@ use rule eth_import as eth_map with:
     log:
         "logs/eth/{scene}/{label}/map-{repeat}.log",
     params:
-        **{**dict(rules.eth_import.params), "step": "map"},
+        step="map",
+        folder=subpath(output.marker, ancestor=2),
+        config=rules.eth_import.params.config,
+        revision=rules.eth_import.params.revision,
 
 
 use rule eth_import as eth_statistics with:
@@ -209,7 +227,10 @@ use rule eth_import as eth_statistics with:
     log:
         "logs/eth/{scene}/{label}/statistics.log",
     params:
-        **{**dict(rules.eth_import.params), "step": "statistics"},
+        step="statistics",
+        folder=subpath(output.result, parent=True),
+        config=rules.eth_import.params.config,
+        revision=rules.eth_import.params.revision,
 
 
 rule eth_table:
