@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from matchlib import __version__
-from matchlib.cli import benchmarks, data, images, information, training
+from matchlib.cli import benchmarks, cameras, data, images, information, training
 from matchlib.cli.verbs import Verbs
 
 
@@ -44,6 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="matchlib", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--version", action="version", version=__version__)
     verbs = Verbs(parser)
-    for part in (images, benchmarks, training, data, information):
+    for part in (images, benchmarks, cameras, training, data, information):
         part.add_verbs(verbs)
     return parser
