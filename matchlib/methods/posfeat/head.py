@@ -58,12 +58,15 @@ class KeypointHead(nn.Module):
         maps = torch.cat([fine, early], dim=1).detach()
         coarse = self.relu(_instance_norm(self.conv1(maps)))
         image = _instance_norm(self.convimg(normalised))
-        hidden = self.relu(_instance_norm(self._conv2(coarse, image)))
+        hidden = self.relu(_instance_norm(self.joined(coarse, image)))
         logits = self.conv3(hidden)
         return F.softplus(_instance_norm(logits.to(torch.promote_types(logits.dtype, torch.float32))))
 
-    def _conv2(self, coarse: Tensor, image: Tensor) -> Tensor:
-        """`conv2` of the enlarged coarse maps beside the image's, neither enlarging nor joining them."""
+    def joined(self, coarse: Tensor, image: Tensor) -> Tensor:
+        """`conv2` of the enlarged coarse maps (B, 192, h, w) beside the image's (B, C, H, W): (B, O, H, W).
+
+        The maps are neither enlarged nor joined for it. A part of `forward`, for `tiling`.
+        """
         channels = coarse.shape[1]
         of_image = F.conv2d(image, self.conv2.weight[:, channels:], self.conv2.bias, padding=1)
         of_maps = conv_of_resized(coarse, self.conv2.weight[:, :channels], (image.shape[2], image.shape[3]))

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from matchlib.methods.posfeat.head import KeypointHead
 from matchlib.methods.posfeat.model import PoSFeat
 from matchlib.methods.posfeat.network import SIZE_MULTIPLE, STRIDE, DescriptorMaps, normalise
-from matchlib.methods.posfeat.resized_conv import conv_of_resized
 
 _HEAD_OVERLAP_PX = 16  # the head looks 2 pixels far, and enlarged cells 4 more
 _EPSILON = 1e-5  # the head's
@@ -123,16 +122,8 @@ def tiled_scores(head: KeypointHead, maps: DescriptorMaps, padded_3HW: Tensor, t
 
     image_norm = _whole_norm(image_branch, tiles)
 
-    channels = coarse.shape[1]
-    of_maps, of_image = head.conv2.weight[:, :channels], head.conv2.weight[:, channels:]
-
     def hidden_layer(tile: Tile) -> Tensor:
-        """`conv2` of the enlarged maps beside the image branch, as the head does it."""
-        branch = image_norm(image_branch(tile))
-        hidden = F.conv2d(branch, of_image, head.conv2.bias, padding=1)
-        return hidden + conv_of_resized(
-            coarse[:, :, *tile.seen(STRIDE)], of_maps, (branch.shape[2], branch.shape[3])
-        )
+        return head.joined(coarse[:, :, *tile.seen(STRIDE)], image_norm(image_branch(tile)))
 
     hidden_norm = _whole_norm(hidden_layer, tiles)
     logits = coarse.new_empty(1, 1, height, width)
