@@ -9,7 +9,8 @@ from matchlib.errors import ConfigError, DataError
 from matchlib.ops.build import source_files, toolchain_fingerprint
 from matchlib.revisions import REVISIONS
 from matchlib.typed_yaml import dump_typed, merged, parse_overrides
-from matchlib.workflow import files_of_settings, load_workflow, match_set_folder
+from matchlib.workflow import files_of_settings, match_set_folder
+from matchlib.workflow_checks import load_workflow
 
 CONFIG_FILES = [Path(path) for path in workflow.configfiles]
 REGENERATE = bool(config.pop("regenerate", False))  # --config regenerate=true

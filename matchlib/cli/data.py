@@ -159,7 +159,7 @@ def _download(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from matchlib.downloads.plan import plan, render_plan
     from matchlib.typed_yaml import merged, parse_overrides, read_yaml
-    from matchlib.workflow import load_workflow
+    from matchlib.workflow_checks import load_workflow
 
     path: Path = options.configfile
     config = merged(read_yaml(path) or {}, parse_overrides(options.settings))

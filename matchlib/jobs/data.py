@@ -17,8 +17,8 @@ from matchlib.downloads.dataset import check_in_place
 from matchlib.errors import DataError
 from matchlib.methods.spec import METHODS
 from matchlib.registry import load_symbol
+from matchlib.subsets import list_subsets, max_validation
 from matchlib.typed_yaml import dump_typed, load_typed, read_yaml
-from matchlib.workflow import list_subsets, max_validation
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,10 @@ import pytest
 from matchlib.config_reference import reference_text, schema_text
 from matchlib.downloads.config import DatasetSource
 from matchlib.errors import ConfigError
+from matchlib.subsets import select_scenes
 from matchlib.typed_yaml import read_yaml
-from matchlib.workflow import Workflow, load_workflow, select_scenes
+from matchlib.workflow import Workflow
+from matchlib.workflow_checks import load_workflow
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config" / "config.yaml"
@@ -182,10 +184,10 @@ def test_schema_and_reference_are_those_of_the_dataclasses() -> None:
 
 def test_what_the_snakefile_imports_does_not_import_torch_or_opencv() -> None:
     code = (
-        "import sys, matchlib, matchlib.workflow, matchlib.cli, matchlib.ops.build, matchlib.completion\n"
+        "import sys, matchlib, matchlib.workflow_checks, matchlib.cli, matchlib.ops.build, matchlib.completion\n"
         f"from pathlib import Path; from matchlib.typed_yaml import read_yaml\n"
         f"path = Path({str(CONFIG)!r})\n"
-        "matchlib.workflow.load_workflow(read_yaml(path), where='c', folder=path.parent)\n"
+        "matchlib.workflow_checks.load_workflow(read_yaml(path), where='c', folder=path.parent)\n"
         "print([m for m in ('torch', 'cv2', 'pandas', 'matplotlib', 'snakemake') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

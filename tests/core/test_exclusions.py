@@ -16,7 +16,8 @@ from matchlib.datasets.types import Camera
 from matchlib.downloads.config import DatasetSource, read_source
 from matchlib.errors import ConfigError
 from matchlib.jobs.data import DatasetIndex, index_dataset, read_index
-from matchlib.workflow import list_subsets, load_workflow, select_scenes
+from matchlib.subsets import list_subsets, select_scenes
+from matchlib.workflow_checks import load_workflow
 
 ROOT = Path(__file__).parents[2]
 DESCRIPTION = ROOT / "config" / "datasets" / "caps_megadepth.yaml"

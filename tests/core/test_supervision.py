@@ -12,7 +12,8 @@ from matchlib.datasets import blendedmvs
 from matchlib.datasets.types import FORMATS, DatasetFormat
 from matchlib.errors import ConfigError
 from matchlib.methods.spec import METHODS, MethodSpec, StageSpec
-from matchlib.workflow import Workflow, load_workflow
+from matchlib.workflow import Workflow
+from matchlib.workflow_checks import load_workflow
 
 _LISTS = {"list_scenes": "x:y", "read_scene": "x:y"}
 
