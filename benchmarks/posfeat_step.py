@@ -3,9 +3,9 @@
     python benchmarks/posfeat_step.py [--size 320 240] [--pairs 2] [--threads 2] [--repeats 3]
 
 The transcription does what the formulas and the released loader say, word by word: two SIFT detections per pair in the
-loader, a forward pass for each image with its coarse map, all sampled descriptors of the line and the window search as
-arrays (B, D, N, K) by grid_sample, autograd through the window's. Both take the same network, images and queries. The
-contenders take turns, and the minimum over the turns counts; wall time.
+loader, a forward pass for each image with its coarse map, convolutions of enlarged maps in the decoder, all sampled
+descriptors of the line and the window search as arrays (B, D, N, K) by grid_sample, autograd through the window's. Both
+take the same network, images and queries. The contenders take turns, and the minimum over the turns counts; wall time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from matchlib.geometry.epipolar import clip_lines, epipolar_lines, fundamental_f
 from matchlib.methods.posfeat.config import DescriptorLossConfig, NetworkConfig
 from matchlib.methods.posfeat.descriptor_loss import descriptor_loss
 from matchlib.methods.posfeat.epipolar_search import draw_queries, window_offsets
-from matchlib.methods.posfeat.network import DescriptionNet, normalise
+from matchlib.methods.posfeat.network import DescriptionNet, UpBlock, normalise
 from matchlib.ops.extension import load_extension
 
 CONFIG = DescriptorLossConfig(weights="batch", jitter=False)
@@ -133,9 +133,13 @@ def transcription(network: DescriptionNet, stored: np.ndarray) -> list[float]:
 
 def decoded(network: DescriptionNet, encoded: tuple[Tensor, ...]) -> Tensor:
     _, x1, x2, x3 = encoded
-    x = network.iconv3(torch.cat([x2, network.upconv3(x3)], dim=1))
-    x = network.iconv2(torch.cat([x1, network.upconv2(x)], dim=1))
+    x = network.iconv3(torch.cat([x2, enlarged(network.upconv3, x3)], dim=1))
+    x = network.iconv2(torch.cat([x1, enlarged(network.upconv2, x)], dim=1))
     return network.conv_fine(x)
+
+
+def enlarged(block: UpBlock, x: Tensor) -> Tensor:
+    return block.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
 def one_direction(

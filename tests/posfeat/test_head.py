@@ -160,17 +160,30 @@ def test_maps_of_the_wrong_shape_are_refused():
     size=st.tuples(st.integers(1, 36), st.integers(1, 36)),
     factor=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    corners=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
-def test_conv_of_resized_is_the_direct_one_for_any_sizes(size, factor, extra, seed):
+@settings(max_examples=80, deadline=None)
+def test_conv_of_resized_is_the_direct_one_for_any_sizes(size, factor, extra, corners, seed):
+    target = (size[0] * factor[0] + extra[0], size[1] * factor[1] + extra[1])
+    check_against_direct(size, target, corners, seed)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_conv_of_resized_is_the_direct_one_across_tiles(factor, corners):
+    check_against_direct((164, 3), (164 * factor, 3 * factor), corners, seed=0)
+    check_against_direct((2, 246), (2 * factor, 246 * factor), corners, seed=1)
+
+
+def check_against_direct(size, target, corners, seed):
     generator = torch.Generator().manual_seed(seed)
     small = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
-    target = (size[0] * factor[0] + extra[0], size[1] * factor[1] + extra[1])
-    resized = F.interpolate(small, target, mode="bilinear", align_corners=False)
+    resized = F.interpolate(small, target, mode="bilinear", align_corners=corners)
     expected = F.conv2d(resized, weight, padding=1)
-    torch.testing.assert_close(conv_of_resized(small, weight, target), expected, rtol=1e-10, atol=1e-10)
+    found = conv_of_resized(small, weight, target, align_corners=corners)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_conv_of_resized_has_the_gradient_of_finite_differences():

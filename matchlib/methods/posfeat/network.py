@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from matchlib.errors import check_shape
 from matchlib.geometry.sampling import sample_bilinear
 from matchlib.methods.posfeat.config import NetworkConfig, Sampling
+from matchlib.methods.posfeat.resized_conv import conv_of_resized
 from matchlib.networks import resnet
 from matchlib.ops.batch_norm import BatchNorm
 
@@ -142,7 +143,11 @@ class ConvBlock(nn.Module):
         nn.init.uniform_(self.conv.get_parameter("bias"), -bound, bound, generator=generator)
 
     def forward(self, x: Tensor, towers: int = 1) -> Tensor:
-        return F.elu_(self.bn(self.conv(x), towers))
+        return self.activated(self.conv(x), towers)
+
+    def activated(self, convolved: Tensor, towers: int) -> Tensor:
+        """What follows the convolution."""
+        return F.elu_(self.bn(convolved, towers))
 
 
 class UpBlock(nn.Module):
@@ -153,9 +158,10 @@ class UpBlock(nn.Module):
         self.conv = ConvBlock(in_channels, out_channels, kernel=3, config=config)
 
     def forward(self, x: Tensor, towers: int = 1) -> Tensor:
-        enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        y: Tensor = self.conv(enlarged, towers)
-        return y
+        block = self.conv
+        size = (2 * x.shape[-2], 2 * x.shape[-1])
+        bias = block.conv.get_parameter("bias")[:, None, None]
+        return block.activated(conv_of_resized(x, block.conv.weight, size, align_corners=True) + bias, towers)
 
 
 def normalise(image01: Tensor) -> Tensor:
