@@ -15,49 +15,22 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from random_pairs import PosedPairs
 from torch import Tensor, nn
 
 from matchlib.datasets.batch import PairBatch
 from matchlib.methods.spec import StageSpec
-from matchlib.randomness import torch_generator_for
 from matchlib.training.config import StageConfig
 from matchlib.training.train import train_stage
 
 BATCH = 2
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class MemoryPairs:
-    """A few random pairs that are always the same."""
-
-    size: int
-    digest: str = "memory"
-
-    def __len__(self) -> int:
-        return 8
-
-    def load(self, index: int, seed: int) -> PairBatch:
-        images = torch.rand(2, 1, 3, self.size, self.size, generator=torch_generator_for(0, index))
-        depth, K, T_0to1 = torch.ones(1, self.size, self.size), torch.eye(3)[None], torch.eye(4)[None]
-        return PairBatch(
-            image0=images[0],
-            image1=images[1],
-            depth0=depth,
-            depth1=depth,
-            K0=K,
-            K1=K,
-            T_0to1=T_0to1,
-            seeds=(seed,),
-            names=(f"pair{index}",),
-        )
 
 
 class ConvNet(nn.Module):
@@ -91,7 +64,7 @@ class ConvNet(nn.Module):
         self.load_state_dict(dict(state))
 
 
-def time_bare(pairs: MemoryPairs, steps: int, clock: Clock) -> float:
+def time_bare(pairs: PosedPairs, steps: int, clock: Clock) -> float:
     """Seconds for so many steps without a trainer."""
     model = ConvNet().train()
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -104,7 +77,7 @@ def time_bare(pairs: MemoryPairs, steps: int, clock: Clock) -> float:
     return clock() - started
 
 
-def time_trainer(pairs: MemoryPairs, steps: int, clock: Clock) -> float:
+def time_trainer(pairs: PosedPairs, steps: int, clock: Clock) -> float:
     """Seconds for so many steps with the trainer, start and end included."""
     config = StageConfig(
         steps=steps, batch_size=BATCH, image_size=pairs.size, learning_rate=1e-3, workers=0, log_every=20
@@ -135,7 +108,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    pairs, short = MemoryPairs(arguments.size), 5
+    pairs, short = PosedPairs(arguments.size), 5
     time_trainer(pairs, short, clock)  # imports
     bare, trainer = [], []
     for _ in range(arguments.rounds):

@@ -20,18 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from random_pairs import PosedPairs
 from trainer_overhead import ConvNet
 
-from matchlib.datasets.batch import PairBatch
 from matchlib.errors import ConfigError
 from matchlib.methods.spec import METHODS, StageSpec
-from matchlib.randomness import torch_generator_for
 from matchlib.registry import load_symbol
 from matchlib.training.config import StageConfig
 from matchlib.training.distributed import process_group, rank
@@ -42,46 +40,10 @@ WARM_UP = 3  # steps: buckets, memory and caches settle
 SETTINGS = ((1, 1), (1, 2), (2, 1))
 
 
-@dataclass(frozen=True)
-class PosedPairs:
-    """Random square images of side `size` with a plausible camera, moved sideways by a tenth of the depth.
-
-    loaded: the indices that this process loaded, in order
-    """
-
-    size: int
-    loaded: list[int]
-    digest: str = "memory"
-
-    def __len__(self) -> int:
-        return 16
-
-    def load(self, index: int, seed: int) -> PairBatch:
-        """One pair; the same every time."""
-        self.loaded.append(index)
-        side = self.size
-        images = torch.rand(2, 1, 3, side, side, generator=torch_generator_for(0, index))
-        K = torch.tensor([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1]], dtype=torch.float32)[None]
-        T_0to1 = torch.eye(4)[None].clone()
-        T_0to1[:, 0, 3] = 0.1
-        depth = torch.ones(1, side, side)
-        return PairBatch(
-            image0=images[0],
-            image1=images[1],
-            depth0=depth,
-            depth1=depth,
-            K0=K,
-            K1=K,
-            T_0to1=T_0to1,
-            seeds=(seed,),
-            names=(f"pair{index}",),
-        )
-
-
 def train_and_time(options: argparse.Namespace) -> None:
     """The child: train, and write this rank's times and counts to `<out>/rank<k>.json`."""
     torch.set_num_threads(options.threads)
-    source = PosedPairs(size=options.size, loaded=[])
+    source = PosedPairs(size=options.size)
     moments: list[tuple[float, float]] = []
 
     def note_the_time() -> bool:  # asked once per step, before it

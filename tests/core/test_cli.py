@@ -92,7 +92,7 @@ def test_extract_writes_one_file_with_a_group_per_relative_path(photos: Path, tm
         group = file["more/b.png"]
         assert group["keypoints"].shape == (100, 2) and group["descriptors"].shape == (128, 100)
         keypoints = group["keypoints"][()]
-    assert main(["export-npz", str(out), "--out", str(tmp_path / "npz")]) == 0
+    assert main(["export", str(out), "--out", str(tmp_path / "npz")]) == 0
     with np.load(tmp_path / "npz/more/b.png.npz") as exported:
         np.testing.assert_array_equal(exported["keypoints"], keypoints)
         assert exported["descriptors"].shape == (100, 128)

@@ -139,13 +139,9 @@ def test_the_command_knows_all_layouts(
     assert f"4 images in {len(files_of(out))} files" in capsys.readouterr().out
 
 
-def test_the_old_command_is_the_layout_npz(reader: FeatureReader, tmp_path: Path) -> None:
-    features = str(tmp_path / "features.h5")
-    assert main(["export-npz", features, "--out", str(tmp_path / "old")]) == 0
-    assert main(["export", features, "--out", str(tmp_path / "new")]) == 0
-    assert (
-        files_of(tmp_path / "old") == files_of(tmp_path / "new") == sorted(f"{name}.npz" for name in IMAGES)
-    )
+def test_npz_is_the_layout_without_a_choice(reader: FeatureReader, tmp_path: Path) -> None:
+    assert main(["export", str(tmp_path / "features.h5"), "--out", str(tmp_path / "out")]) == 0
+    assert files_of(tmp_path / "out") == sorted(f"{name}.npz" for name in IMAGES)
 
 
 @pytest.mark.parametrize("layout", typing.get_args(Layout))
