@@ -72,6 +72,7 @@ def main() -> None:
     chosen = first_in_order(pairs, options.timed)
     for title, config in (
         ("mutual", MatcherConfig()),
+        ("ratio 0.75 one way", MatcherConfig(kind="mutual_ratio", ratio=0.75)),
         ("ratio 0.75 both ways", MatcherConfig(kind="mutual_ratio", ratio=0.75, both_directions=True)),
     ):
         report_time(title, config, source, chosen, options)

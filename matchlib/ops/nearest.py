@@ -1,7 +1,7 @@
 """Exact nearest neighbours between two sets of descriptors by dot product, in blocks that stay in cache.
 
 The product of the two sets is computed tile by tile and never stored as a whole. Of each tile only row and
-column maxima survive.
+column maxima survive, and where wanted the second largest.
 
 Ties: of equal similarities the lowest index wins, within a tile and across tiles. "Equal" means equal after
 float32 rounding: equal descriptors have equal similarities wherever the library adds the products in the same
@@ -40,12 +40,24 @@ def mutual_nearest(
     docstring). Memory beside the result: a few tiles. No gradient. Raises ShapeError for shapes, dtypes or
     devices that do not fit and for values that are not finite.
     """
-    best0, best1 = _search(descriptors0, descriptors1, block=block, both=True)
-    rows = torch.arange(len(best0.index), device=best0.index.device)
-    if len(rows) == 0 or len(best1.index) == 0:
-        return rows.new_empty((0, 2)), best0.value.new_empty(0)
-    mutual = best1.index[best0.index] == rows
-    return torch.stack([rows[mutual], best0.index[mutual]], dim=1), best0.value[mutual]
+    return _mutual(*_search(descriptors0, descriptors1, block=block, both=True))
+
+
+def mutual_nearest_with_second(
+    descriptors0: Tensor, descriptors1: Tensor, *, both_directions: bool, block: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find what `mutual_nearest` finds and, for each pair, how near the nearest of the other descriptors is.
+
+    Arguments as in `mutual_nearest`. Returns its `index` (K, 2) and `similarity` (K,), and `second` (K, 1), or
+    (K, 2) with `both_directions`, of the descriptors' dtype: the largest similarity of the pair's descriptor of
+    set 0 to all others of set 1; in the second column that of the descriptor of set 1 to all others of set 0.
+    It equals `similarity` where two tie, and is -inf where there is no other. All from one pass over each tile.
+    """
+    sides = 2 if both_directions else 1
+    best = _search(descriptors0, descriptors1, block=block, both=True, seconds=sides)
+    index, similarity = _mutual(*best)
+    second = torch.stack([best[side].second[index[:, side]] for side in range(sides)], dim=1)
+    return index, similarity, second
 
 
 def nearest(descriptors0: Tensor, descriptors1: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
@@ -60,17 +72,26 @@ def nearest(descriptors0: Tensor, descriptors1: Tensor, *, block: int | None = N
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """The largest similarity met so far and where it was met; -1 before the first."""
+    """The largest similarity met so far, where it was met (-1 before the first), and the largest of all others.
+
+    Empty: what is not wanted.
+    """
 
     value: Tensor
     index: Tensor
+    second: Tensor
 
     @classmethod
-    def none_yet(cls, count: int, like: Tensor) -> _Best:
+    def none_yet(cls, count: int, like: Tensor, *, seconds: bool) -> _Best:
         return cls(
             like.new_full((count,), -torch.inf),
             torch.full((count,), -1, dtype=torch.int64, device=like.device),
+            like.new_full((count if seconds else 0,), -torch.inf),
         )
+
+    @property
+    def has_second(self) -> bool:
+        return len(self.second) > 0
 
     def update(self, part: slice, value: Tensor, index: Tensor) -> None:
         """Take over what is strictly larger: tiles ascend, so the lowest index keeps a tie."""
@@ -78,32 +99,39 @@ class _Best:
         self.value[part] = torch.where(better, value, self.value[part])
         self.index[part] = torch.where(better, index, self.index[part])
 
+    def update_second(self, part: slice, value: Tensor, second: Tensor) -> None:
+        """The tile's second competes, and whichever of the two best loses. To be called before `update`."""
+        loser = torch.where(value > self.value[part], self.value[part], value)
+        self.second[part] = self.second[part].fmax(loser).fmax(second)
+
 
 @torch.no_grad()
 def _search(
-    descriptors0: Tensor, descriptors1: Tensor, *, block: int | None, both: bool
+    descriptors0: Tensor, descriptors1: Tensor, *, block: int | None, both: bool, seconds: int = 0
 ) -> tuple[_Best, _Best]:
+    """The best for set 0 and, with `both`, for set 1. The second too: 0 of neither, 1 of set 0, 2 of both."""
     _check(descriptors0, descriptors1, block)
-    best0 = _Best.none_yet(len(descriptors0), descriptors0)
-    best1 = _Best.none_yet(len(descriptors1) if both else 0, descriptors0)
+    best0 = _Best.none_yet(len(descriptors0), descriptors0, seconds=seconds > 0)
+    best1 = _Best.none_yet(len(descriptors1) if both else 0, descriptors0, seconds=seconds > 1)
     kind = descriptors0.device.type
     rows_per_tile = block or _BLOCK_ROWS.get(kind, 8192)
     columns_per_tile = block or _BLOCK_COLUMNS.get(kind, 8192)
-    native = kind == "cpu" and load_extension().serves(kind)
+    update = _update_native if kind == "cpu" and load_extension().serves(kind) else _update_reference
     descriptors0, descriptors1 = descriptors0.contiguous(), descriptors1.contiguous()
     for rows in _slices(len(descriptors0), rows_per_tile):
         for columns in _slices(len(descriptors1), columns_per_tile):
             tile = matmul_nt(descriptors0[rows], descriptors1[columns])
-            if native:
-                torch.ops.matchlib_native.nearest_update(
-                    *(tile, rows.start, columns.start, best0.value, best0.index, best1.value, best1.index)
-                )
-                continue
-            value, index = _row_maxima(tile)
-            best0.update(rows, value, index + columns.start)
-            if both:
-                _update_columns(best1, columns, tile, rows.start)
+            update(tile, rows, columns, best0, best1)
     return best0, best1
+
+
+def _mutual(best0: _Best, best1: _Best) -> tuple[Tensor, Tensor]:
+    """Index (K, 2) and similarity (K,) of the pairs in which each is the other's best."""
+    rows = torch.arange(len(best0.index), device=best0.index.device)
+    if len(rows) == 0 or len(best1.index) == 0:
+        return rows.new_empty((0, 2)), best0.value.new_empty(0)
+    mutual = best1.index[best0.index] == rows
+    return torch.stack([rows[mutual], best0.index[mutual]], dim=1), best0.value[mutual]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
@@ -111,6 +139,24 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     tiles = max(1, -(-count // size))
     for tile in range(tiles if count else 0):
         yield slice(count * tile // tiles, count * (tile + 1) // tiles)
+
+
+def _update_native(tile: Tensor, rows: slice, columns: slice, best0: _Best, best1: _Best) -> None:
+    torch.ops.matchlib_native.nearest_update(
+        *(tile, rows.start, columns.start),
+        *(best0.value, best0.index, best0.second),
+        *(best1.value, best1.index, best1.second),
+    )
+
+
+def _update_reference(tile: Tensor, rows: slice, columns: slice, best0: _Best, best1: _Best) -> None:
+    value, index = _row_maxima(tile)
+    if best0.has_second:
+        row = torch.arange(len(tile), device=tile.device)
+        best0.update_second(rows, value, _maxima_beside(tile, row, index, dim=1))
+    best0.update(rows, value, index + columns.start)
+    if len(best1.value):
+        _update_columns(best1, columns, tile, rows.start)
 
 
 def _row_maxima(tile: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +174,9 @@ def _update_columns(best: _Best, columns: slice, tile: Tensor, first_row: int) -
     """Let the tile's columns compete with what the tiles above gave."""
     if tile.device.type != "cpu":
         value, index = tile.max(dim=0)
+        if best.has_second:
+            column = torch.arange(tile.shape[1], device=tile.device)
+            best.update_second(columns, value, _maxima_beside(tile, index, column, dim=0))
         best.update(columns, value, index + first_row)
         return
     # Neither library has a fast argmax down the columns, but a maximum without index is cheap. So: maxima of
@@ -139,8 +188,19 @@ def _update_columns(best: _Best, columns: slice, tile: Tensor, first_row: int) -
     row = group[:, None] * _GROUP + torch.arange(_GROUP)
     inside = tile[row.clamp_max(len(tile) - 1), better[:, None]]
     row = group * _GROUP + torch.from_numpy(inside.numpy().argmax(axis=1))
+    if best.has_second:  # the maxima of all other columns lose as they are
+        best.update_second(columns, value, _maxima_beside(tile, row, better, dim=0))
     best.value[columns][better] = value[better]
     best.index[columns][better] = row + first_row
+
+
+def _maxima_beside(tile: Tensor, row: Tensor, column: Tensor, *, dim: int) -> Tensor:
+    """Largest values along `dim` without the places (row, column); the tile comes back as it was."""
+    winners = tile[row, column]
+    tile[row, column] = -torch.inf
+    maxima = tile.amax(dim)
+    tile[row, column] = winners
+    return maxima
 
 
 def _group_maxima(tile: Tensor) -> Tensor:

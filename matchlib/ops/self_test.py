@@ -89,9 +89,12 @@ def _check_nearest(loaded: ExtensionInfo) -> None:
     found = []
     for info in (loaded, ExtensionInfo("reference", "")):
         with mock.patch.object(nearest, "load_extension", lambda info=info: info):
-            found.append(nearest.mutual_nearest(*sets, block=600))
+            pairs = nearest.mutual_nearest(*sets, block=600)
+            found.append(
+                [*pairs, *nearest.mutual_nearest_with_second(*sets, both_directions=True, block=600)]
+            )
     if not all(torch.equal(native, reference) for native, reference in zip(*found, strict=True)):
-        raise BuildError("nearest: the native kernel finds other pairs than the reference")
+        raise BuildError("nearest: the native kernel finds other pairs or seconds than the reference")
 
 
 def _check_mining(device: torch.device, memory_format: torch.memory_format) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from matchlib.errors import ConfigError
 from matchlib.matching.config import MatcherConfig
 from matchlib.matching.matcher import match_descriptors
+from matchlib.ops import nearest
+from matchlib.ops.matmul import matmul_nt
 
 
 def unit_rows(seed: int, n: int, d: int) -> torch.Tensor:
@@ -83,6 +85,34 @@ def test_both_directions_is_symmetric_and_one_direction_is_not() -> None:
         there = {tuple(row) for row in match_descriptors(a, b, config)[0].tolist()}
         back = {(i, j) for j, i in match_descriptors(b, a, config)[0].tolist()}
         assert (there == back) is is_symmetric and there
+
+
+def test_of_equal_descriptors_only_those_at_no_distance_pass_the_ratio() -> None:
+    """Twice the same descriptor in image 1: the distances 0 and 0 meet every ratio, sqrt(0.8) twice meets none."""
+    a = torch.eye(2)
+    at_none, at_some = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
+    config = MatcherConfig(kind="mutual_ratio", ratio=0.99)
+    assert match_descriptors(a, torch.stack([at_none, at_none]), config)[0].tolist() == [[0, 0]]
+    assert match_descriptors(a[:1], torch.stack([at_some, at_some]), config)[0].tolist() == []
+
+
+@pytest.mark.parametrize("both_directions", [False, True])
+def test_a_single_descriptor_has_nothing_to_compare_with(both_directions: bool) -> None:
+    config = MatcherConfig(kind="mutual_ratio", ratio=0.01, both_directions=both_directions)
+    assert match_descriptors(unit_rows(5, 1, 4), unit_rows(6, 1, 4), config)[0].tolist() == [[0, 0]]
+
+
+def test_ratio_in_both_directions_needs_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(a_ND: torch.Tensor, b_MD: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(a_ND) * len(b_MD))
+        return matmul_nt(a_ND, b_MD)
+
+    monkeypatch.setattr(nearest, "matmul_nt", counted)
+    a, b = unit_rows(7, 900, 8), unit_rows(8, 1500, 8)
+    match_descriptors(a, b, MatcherConfig(kind="mutual_ratio", ratio=0.9, both_directions=True))
+    assert sum(sizes) == len(a) * len(b)
 
 
 @pytest.mark.parametrize(

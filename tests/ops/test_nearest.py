@@ -1,9 +1,10 @@
-"""Exactness, tie rule, edge cases and memory of the nearest neighbour search."""
+"""Exactness, tie rule, seconds, edge cases and memory of the nearest neighbour search."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from kornia.feature import match_mnn
 from matchlib.errors import ShapeError
 from matchlib.ops import nearest as module
 from matchlib.ops.extension import ExtensionInfo
-from matchlib.ops.nearest import mutual_nearest, nearest
+from matchlib.ops.matmul import matmul_nt
+from matchlib.ops.nearest import mutual_nearest, mutual_nearest_with_second, nearest
 
 
 @pytest.fixture(params=["reference", "native"], autouse=True)
@@ -115,6 +117,110 @@ def test_empty_sets_give_empty_pairs(n: int, m: int) -> None:
 def test_equal_descriptors_give_one_pair() -> None:
     index, _ = mutual_nearest(torch.ones(1300, 4), torch.ones(2700, 4))
     assert index.tolist() == [[0, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    m=st.integers(1, 70),
+    d=st.integers(1, 6),
+    block=st.integers(1, 80),
+    seed=st.integers(0, 9),
+    both_directions=st.booleans(),
+)
+def test_seconds_are_the_largest_of_all_other_similarities(
+    n: int, m: int, d: int, block: int, seed: int, both_directions: bool
+) -> None:
+    descriptors0, descriptors1 = whole_numbers(n, d, seed), whole_numbers(m, d, seed + 100)
+    index, similarity, second = mutual_nearest_with_second(
+        descriptors0, descriptors1, both_directions=both_directions, block=block
+    )
+    pairs, expected = brute_force(descriptors0, descriptors1)
+    assert [tuple(pair) for pair in index.tolist()] == pairs
+    assert similarity.tolist() == expected
+    whole = descriptors0.double().numpy() @ descriptors1.double().numpy().T
+    others = [(np.delete(whole[i], j), np.delete(whole[:, j], i)) for i, j in pairs]
+    seconds = [[one.max(initial=-np.inf) for one in pair[: 1 + both_directions]] for pair in others]
+    assert second.tolist() == seconds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "m"), [(500, 1000), (37, 517), (512, 31), (3, 1024)])
+def test_seconds_of_one_tile_are_bitwise_those_of_the_sorted_product(
+    n: int, m: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    sets = [torch.randn(count, 24, generator=generator, dtype=dtype) for count in (n, m)]
+    index, similarity, second = mutual_nearest_with_second(*sets, both_directions=True)
+    product = matmul_nt(*sets)
+    rows, columns = product.topk(2, dim=1).values, product.topk(2, dim=0).values
+    assert torch.equal(similarity, rows[index[:, 0], 0]) and second.dtype == dtype
+    assert torch.equal(second, torch.stack([rows[index[:, 0], 1], columns[1, index[:, 1]]], dim=1))
+
+
+def test_seconds_survive_from_tile_to_tile() -> None:
+    descriptors0, descriptors1 = whole_numbers(1100, 12, 5), whole_numbers(2300, 12, 6)
+    index, _, second = mutual_nearest_with_second(descriptors0, descriptors1, both_directions=True)
+    product = descriptors0 @ descriptors1.T  # whole numbers: exact
+    assert len(index) > 20
+    assert torch.equal(second[:, 0], product.topk(2, dim=1).values[index[:, 0], 1])
+    assert torch.equal(second[:, 1], product.topk(2, dim=0).values[1, index[:, 1]])
+
+
+def test_where_two_tie_the_second_equals_the_best() -> None:
+    index, similarity, second = mutual_nearest_with_second(
+        torch.ones(600, 4), torch.ones(1300, 4), both_directions=True
+    )
+    assert (index.tolist(), similarity.tolist(), second.tolist()) == ([[0, 0]], [4.0], [[4.0, 4.0]])
+
+
+def test_without_another_descriptor_the_second_is_minus_infinity() -> None:
+    one, three = torch.ones(1, 2), torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert mutual_nearest_with_second(one, three, both_directions=True)[2].tolist() == [[1.0, -np.inf]]
+    assert mutual_nearest_with_second(three, one, both_directions=True)[2].tolist() == [[-np.inf, 1.0]]
+    assert mutual_nearest_with_second(one, one, both_directions=False)[2].tolist() == [[-np.inf]]
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("both_directions", [False, True])
+def test_empty_sets_give_empty_seconds(n: int, m: int, both_directions: bool) -> None:
+    index, similarity, second = mutual_nearest_with_second(
+        torch.ones(n, 4), torch.ones(m, 4), both_directions=both_directions
+    )
+    assert (index.shape, similarity.shape, second.shape) == ((0, 2), (0,), (0, 1 + both_directions))
+    assert second.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_loses_in_the_kernel(native_extension: Path, dtype: torch.dtype) -> None:
+    """Products of finite descriptors may overflow to infinities of both signs, whose sum is NaN."""
+    tile = torch.from_numpy(np.random.default_rng(0).normal(size=(70, 600))).to(dtype)
+    tile[torch.from_numpy(np.random.default_rng(1).uniform(size=tile.shape) < 0.3)] = torch.nan
+    tile[5], tile[:, 7] = torch.nan, torch.nan
+    sides = [module._Best.none_yet(count, tile, seconds=True) for count in tile.shape]
+    module._update_native(tile, slice(0, 70), slice(0, 600), *sides)
+    for side, numbers in zip(
+        sides, (tile.nan_to_num(-torch.inf), tile.nan_to_num(-torch.inf).T), strict=True
+    ):
+        best = numbers.topk(2, dim=1)
+        assert torch.equal(side.value, best.values[:, 0]) and torch.equal(side.second, best.values[:, 1])
+        assert torch.equal(side.index, torch.where(best.values[:, 0].isinf(), -1, best.indices[:, 0]))
+
+
+def test_kernel_refuses_results_that_do_not_fit(native_extension: Path) -> None:
+    tile = torch.zeros(4, 6)
+    rows, columns = (module._Best.none_yet(count, tile, seconds=True) for count in tile.shape)
+    short = module._Best(columns.value, columns.index, columns.second[:5])
+    nothing = module._Best.none_yet(0, tile, seconds=False)
+    for bad, message in (
+        (short, "expected as many as best values"),
+        (nothing, "come with the best of columns"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            module._update_native(tile, slice(0, 4), slice(0, 6), rows, bad)
+    outside = slice(1, 5)
+    with pytest.raises(RuntimeError, match="outside of the result"):
+        module._update_native(tile, outside, slice(0, 6), rows, columns)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

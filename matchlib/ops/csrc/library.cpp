@@ -12,10 +12,11 @@ STABLE_TORCH_LIBRARY(matchlib_native, m) {
       "deform_col2im(Tensor grad_columns, Tensor input, Tensor offset, Tensor mask, int kernel_height, "
       "int kernel_width, int stride, int padding, int dilation, int first, int cuda_stream, Tensor(a!) columns, "
       "Tensor(b!) grad_input, Tensor(c!) grad_offset, Tensor(d!) grad_mask) -> ()");
-  // Lets the rows and columns of a tile of similarities compete with the best of the tiles before.
+  // Lets the rows and columns of a tile of similarities compete with the best and second of the tiles before. What is
+  // not wanted is an empty tensor: the seconds of the columns, also those of the rows, also the best of the columns.
   m.def(
       "nearest_update(Tensor tile, int first_row, int first_column, Tensor(a!) row_value, Tensor(b!) row_index, "
-      "Tensor(c!) column_value, Tensor(d!) column_index) -> ()");
+      "Tensor(c!) row_second, Tensor(d!) column_value, Tensor(e!) column_index, Tensor(f!) column_second) -> ()");
   // Names for each query of an image the best of the image's cells outside of its discs; see mining.h.
   m.def(
       "hardest_cells(Tensor queries, Tensor candidates, Tensor cells, Tensor first_cell, Tensor centres, "
