@@ -9,6 +9,9 @@ rule write_report:
         pck=pck_files("results/pck/{dataset}/{protocol}/{label}.json"),
         pck_ablation=pck_ablation_files(),
         poses=pose_files("results/pose/{dataset}/{label}.json"),
+        pose_features=pose_files("results/features/pose-{dataset}/{label}.h5"),
+        pose_pairs=f"results/pose/{POSE.dataset}/pairs.json" if POSE else [],
+        pose_images=f"results/image_sets/pose-{POSE.dataset}.json" if POSE else [],
         localisations=[
             path
             for challenge in LOCALISATIONS
@@ -22,6 +25,7 @@ rule write_report:
         "logs/report.log",
     params:
         labels=W.hpatches_labels(),
+        pose_labels=W.pose_labels(),
         published=HPATCHES.published if HPATCHES else None,
         about=about_this_run(),
         revision=REVISIONS["report"],

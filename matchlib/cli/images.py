@@ -18,8 +18,12 @@ def add_verbs(verbs: Verbs) -> None:
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders; or one image"
     )
     one.add_argument("--out", type=Path, required=True, metavar="FILE.h5")
-    one.add_argument(
+    resize = one.add_mutually_exclusive_group()
+    resize.add_argument(
         "--resize-short-side", type=int, metavar="PX", help="shrink images first; default: original size"
+    )
+    resize.add_argument(
+        "--resize-long-side", type=int, metavar="PX", help="resize images first, smaller or larger"
     )
     one = verbs.add("match", _match, "Match two images and draw the result.")
     one.add_argument("first", type=Path)
@@ -40,10 +44,6 @@ def add_verbs(verbs: Verbs) -> None:
         "--postfix", default="posfeat", metavar="WORD", help="of posfeat-npz: <image>.WORD; default: posfeat"
     )
     one.add_argument("--half", action="store_true", help="of hloc-h5: descriptors in half precision")
-    one = verbs.add("export-npz", _export, "As export with --format npz.")
-    one.add_argument("features", type=Path, metavar="FILE.h5")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR")
-    one.set_defaults(format="npz", postfix="posfeat", half=False)
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -57,7 +57,9 @@ def _extract(options: argparse.Namespace) -> None:
     extractor = build_extractor(
         options.method, weights=options.weights, settings=settings, device=options.device
     )
-    config = ExtractionConfig(resize_short_side=options.resize_short_side)
+    config = ExtractionConfig(
+        resize_short_side=options.resize_short_side, resize_long_side=options.resize_long_side
+    )
     is_one = options.images.is_file()
     folder = options.images.parent if is_one else options.images
     names = [options.images.name] if is_one else list_images(folder)

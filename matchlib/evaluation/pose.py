@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,31 +21,15 @@ from matchlib.evaluation.pose_estimators import (
     estimate_pose,
 )
 from matchlib.evaluation.pose_features import FeatureCache, MissingImages, missing_images, resize_of
+from matchlib.evaluation.pose_matches import MatchedPair, Matching, MatchSource, match_pair
 from matchlib.evaluation.pose_result import PairPose, PoseResult, PoseRun
 from matchlib.features.store import FeatureReader
 from matchlib.features.types import Features
-from matchlib.matching.mutual_nearest import match_mutual_nearest
-from matchlib.matching.types import Matches
 from matchlib.randomness import address_seed
 
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 512 * 2**20
-
-
-class MatchSource(Protocol):
-    """Finished matches: `matching.store.MatchReader`, or whatever answers like it.
-
-    features: digest of the features file that they index into, "" if unknown; settings: of the matcher
-    """
-
-    features: str
-    settings: Mapping[str, Any]
-
-    @property
-    def digest(self) -> str: ...
-
-    def read(self, name0: str, name1: str) -> Matches: ...
 
 
 def evaluate_pose(
@@ -112,44 +95,6 @@ def _origin(
 
 
 # ---------------------------------------------------------------- one pair
-@dataclass(frozen=True, slots=True)
-class _Matching:
-    """What a protocol says about matching; equal ones share their matches."""
-
-    max_keypoints: int | None
-    ratio: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Matched:
-    features0: Features
-    features1: Features
-    matches: Matches
-
-
-def _match(
-    features0: Features,
-    features1: Features,
-    pair: PosePair,
-    matching: _Matching,
-    source: MatchSource | None,
-    device: str,
-) -> _Matched:
-    if source is not None:
-        found = source.read(pair.name0, pair.name1)
-        counts = np.array([len(features0), len(features1)])
-        if len(found) and (found.index.min() < 0 or (found.index.max(axis=0) >= counts).any()):
-            raise DataError(
-                f"matches of {pair.name0} and {pair.name1}: an index lies beyond the {counts[0]} and {counts[1]} "
-                f"keypoints; they were made from other features, match again"
-            )
-        return _Matched(features0, features1, found)
-    if matching.max_keypoints is not None:
-        features0, features1 = features0.top(matching.max_keypoints), features1.top(matching.max_keypoints)
-    found = match_mutual_nearest(features0, features1, device, ratio=matching.ratio)
-    return _Matched(features0, features1, found)
-
-
 def _evaluate_pair(
     pair: PosePair,
     views: tuple[Features, Features] | None,
@@ -159,28 +104,26 @@ def _evaluate_pair(
     device: str,
 ) -> list[PairPose]:
     """One row per protocol; `views` is None where features are missing."""
-    matched: dict[_Matching, _Matched] = {}
+    matched: dict[Matching, MatchedPair] = {}
     rows = []
     for protocol in protocols:
-        matching = _Matching(protocol.max_keypoints, protocol.ratio)
+        matching = Matching.of(protocol)
         if views is not None and matching not in matched:
-            matched[matching] = _match(*views, pair, matching, source, device)
+            matched[matching] = match_pair(pair, views, matching, source=source, device=device)
         rows.append(_evaluate_matches(pair, matched.get(matching), pairs, protocol))
     return rows
 
 
 def _evaluate_matches(
-    pair: PosePair, matched: _Matched | None, pairs: PosePairSet, protocol: PoseProtocol
+    pair: PosePair, matched: MatchedPair | None, pairs: PosePairSet, protocol: PoseProtocol
 ) -> PairPose:
     """One row; `matched` is None where features are missing, which counts as no matches."""
     if matched is None:
         return _row(pair, 0, 0.0 if np.any(pair.T_0to1[:3, 3]) else None, [None] * protocol.repeats, protocol)
-    found = matched.matches
-    if protocol.max_matches is not None:
-        found = found.top(protocol.max_matches)
+    used = matched.limited(protocol)
     calibrated = calibrate(
-        (matched.features0.keypoints[found.index[:, 0]], matched.features1.keypoints[found.index[:, 1]]),
-        (matched.features0.image_size, matched.features1.image_size),
+        used.keypoints,
+        (used.features0.image_size, used.features1.image_size),
         pair,
         pixel_offset=pairs.pixel_offset,
         protocol=protocol,
@@ -193,7 +136,7 @@ def _evaluate_matches(
         for repeat in range(protocol.repeats)
     ]
     precision = epipolar_precision(calibrated, pair.T_0to1, pairs.epipolar_threshold)
-    return _row(pair, len(found), precision, poses, protocol)
+    return _row(pair, len(used.matches), precision, poses, protocol)
 
 
 def _row(
@@ -257,6 +200,16 @@ def _log(result: PoseResult, pairs: PosePairSet) -> None:
             turned,
         )
     for run in result.runs:
+        is_resized = run.protocol.long_side is not None
+        if is_resized and result.features_resize not in ("unknown", run.protocol.resize_name):
+            logger.warning(
+                "%s: %s resizes to %s, but features were extracted at %s; extract at that size to compare with "
+                "published figures",
+                result.label,
+                run.protocol.name,
+                run.protocol.resize_name,
+                result.features_resize,
+            )
         logger.info(
             "%s on %s, %s: %d pairs, %s, %.1f matches per pair",
             result.label,

@@ -37,7 +37,7 @@ class PoseProtocol:
     """Pixels that `threshold_px` counts: of the original images, or of images resized to `long_side`."""
     long_side: int | None = None
     """Long side in pixels that the protocol resizes images to; null: not at all. Keypoints are scaled, nothing is
-    extracted again: to match a published number, extract at this size too."""
+    extracted again: to match a published number, extract at this size too (`extract_long_side`)."""
     mean_focal: Literal["all_four", "fx0_fy1"] = "all_four"
     """Focal length that turns OpenCV's threshold from pixels to the plane z = 1: the mean of fx and fy of both
     cameras, or of fx of the first and fy of the second (LoFTR). PoseLib and pycolmap have rules of their own."""
@@ -177,7 +177,8 @@ PUBLISHED_POSE_PROTOCOLS: tuple[PoseProtocol, ...] = (
         failure_deg=90.0,
     ),
 )
-"""Published settings, by name. They reproduce the estimation; features have to be extracted at `long_side`.
+"""Published settings, by name. They reproduce the estimation; features have to be extracted at `long_side`, to which
+upstream shrinks and enlarges alike (`evaluate_pose.extract_long_side`, `matchlib extract --resize-long-side`).
 
 differs from them: sampling is seeded for each pair; images are not padded or rounded to multiples of 8 or 32 pixels;
 `glue-factory-pycolmap` estimates an essential matrix (upstream: whichever of E, F and H explains the matches best).

@@ -7,7 +7,13 @@ import torch
 
 from matchlib.evaluation.metrics import Float
 from matchlib.evaluation.pose_estimators import CalibratedMatches
-from matchlib.geometry.epipolar import essential_from_pose, symmetric_epipolar_distance
+from matchlib.geometry.epipolar import (
+    epipolar_lines,
+    essential_from_pose,
+    fundamental_from_pose,
+    point_line_distance,
+    symmetric_epipolar_distance,
+)
 from matchlib.geometry.pose import direction_angle_deg, rotation_angle_deg
 
 
@@ -40,3 +46,22 @@ def epipolar_precision(matches: CalibratedMatches, T_0to1: Float, threshold: flo
     points0, points1 = (torch.from_numpy(points) for points in matches.normalized())
     E = essential_from_pose(torch.tensor(T_0to1))
     return float((symmetric_epipolar_distance(points0, points1, E) < threshold).double().mean())
+
+
+def epipolar_errors_px(matches: CalibratedMatches, T_0to1: Float) -> Float:
+    """Distance of each match from its true epipolar line, (M,) in pixels of the frames, the larger of both images.
+
+    nan where there is no line: at both epipoles, and for a pose without translation.
+    """
+    points0, points1 = torch.from_numpy(matches.points0), torch.from_numpy(matches.points1)
+    F = fundamental_from_pose(torch.tensor(T_0to1), torch.tensor(matches.K0), torch.tensor(matches.K1))
+    in_image1 = _line_distance(points1, epipolar_lines(points0, F))
+    in_image0 = _line_distance(points0, epipolar_lines(points1, F.mT))
+    return np.asarray(torch.fmax(in_image0, in_image1).numpy())
+
+
+def _line_distance(points_N2: torch.Tensor, lines_N3: torch.Tensor) -> torch.Tensor:
+    """Distances (N,) of points to lines; nan to the line (0, 0, 0)."""
+    return torch.where(
+        lines_N3.any(dim=-1), point_line_distance(points_N2, lines_N3), points_N2.new_tensor(torch.nan)
+    )

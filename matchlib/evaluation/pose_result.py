@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,12 @@ class PoseResult:
     missing_images: tuple[str, ...]
     runs: tuple[PoseRun, ...]
 
+    def matcher_name(self, protocol: PoseProtocol) -> str:
+        """The matcher behind one of the runs as it stands in tables, e.g. `mutual nearest, ratio 0.8`."""
+        if self.matcher is not None:
+            return self.matcher
+        return "mutual nearest" if protocol.ratio is None else f"mutual nearest, ratio {protocol.ratio:g}"
+
     def run(self, protocol: str) -> PoseRun:
         """The run of a protocol by name. Raises ConfigError listing those there are."""
         for run in self.runs:
@@ -227,13 +233,3 @@ def _pair_from(row: Mapping[str, Any]) -> PairPose:
 
 def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def best_and_worst(run: PoseRun, count: int) -> tuple[Sequence[PairPose], Sequence[PairPose]]:
-    """The `count` pairs of the smallest and of the largest error, the extreme first; equal errors in list order.
-
-    A pair is in one of the two at most: short lists give fewer.
-    """
-    ordered = sorted(run.pairs, key=lambda pair: pair.pose_error_deg)
-    best = ordered[: min(count, (len(ordered) + 1) // 2)]
-    return best, ordered[len(best) :][::-1][:count]

@@ -52,7 +52,7 @@ def _rows(result: PoseResult) -> list[dict[str, Any]]:
             "estimator": protocol.estimator_name,
             "resize": protocol.resize_name,
             "features_resize": result.features_resize,
-            "matcher": _matcher(result, protocol.ratio),
+            "matcher": result.matcher_name(protocol),
             "repeats": protocol.repeats,
         }
         for key, value in summary.items():
@@ -67,9 +67,3 @@ def _rows(result: PoseResult) -> list[dict[str, Any]]:
             | {"matches_digest": result.matches_digest}
         )
     return rows
-
-
-def _matcher(result: PoseResult, ratio: float | None) -> str:
-    if result.matcher is not None:
-        return result.matcher
-    return "mutual nearest" if ratio is None else f"mutual nearest, ratio {ratio:g}"

@@ -15,6 +15,10 @@ class ExtractionConfig:
     resize_short_side: int | None = None
     """Shrink each image to this short side in pixels before extraction (never enlarge); null: original size.
     Keypoints are mapped back to the original image. Published homography protocols use 480."""
+    resize_long_side: int | None = None
+    """Resize each image to this long side in pixels before extraction, smaller or larger; null: original size.
+    Keypoints are mapped back. Published relative-pose protocols use 640 to 1600, and enlarge too (LoFTR,
+    glue-factory). Not together with `resize_short_side`."""
     threads: int = 2
     """Threads that read and decode images ahead of the extractor."""
     prefetch: int = 8
@@ -23,9 +27,14 @@ class ExtractionConfig:
     """Stop when more than this share of the images cannot be read; fewer are named, counted and left out."""
 
     def __post_init__(self) -> None:
-        if self.resize_short_side is not None and self.resize_short_side < 16:
+        for key in ("resize_short_side", "resize_long_side"):
+            side = getattr(self, key)
+            if side is not None and side < 16:
+                raise ConfigError(f"extraction.{key}: expected at least 16 or null, got {side}")
+        if self.resize_short_side is not None and self.resize_long_side is not None:
             raise ConfigError(
-                f"extraction.resize_short_side: expected at least 16 or null, got {self.resize_short_side}"
+                f"extraction.resize_long_side: expected null beside resize_short_side = {self.resize_short_side}, got "
+                f"{self.resize_long_side}; set one of them"
             )
         if self.threads < 1:
             raise ConfigError(f"extraction.threads: expected at least 1, got {self.threads}")
@@ -36,6 +45,15 @@ class ExtractionConfig:
                 f"extraction.max_unreadable_share: expected a share in [0, 1], got "
                 f"{self.max_unreadable_share}"
             )
+
+    def extraction_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height at which an image of `size` = (width, height) is extracted."""
+        factor = 1.0
+        if self.resize_short_side is not None:
+            factor = min(self.resize_short_side / min(size), 1.0)
+        elif self.resize_long_side is not None:
+            factor = self.resize_long_side / max(size)
+        return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

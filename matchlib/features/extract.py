@@ -101,25 +101,28 @@ def extract_features(
     return report
 
 
-def extract_image(extractor: Extractor, image: Image, *, resize_short_side: int | None = None) -> Features:
-    """Features of one (H, W, 3) uint8 RGB image, shrunk to a short side first if that is smaller.
+def extract_image(extractor: Extractor, image: Image, config: ExtractionConfig | None = None) -> Features:
+    """Features of one (H, W, 3) uint8 RGB image, resized first as `config` says (not at all by default).
 
-    Keypoints come back in pixels of `image`: pixel centres map as x_image = (x_small + 1/2) W / w - 1/2.
+    Keypoints come back in pixels of `image`: pixel centres map as x_image = (x_resized + 1/2) W / w - 1/2.
     """
-    height, width = image.shape[:2]
-    if resize_short_side is None or min(height, width) <= resize_short_side:
+    size = (image.shape[1], image.shape[0])
+    extracted_size = (config or ExtractionConfig()).extraction_size(size)
+    if extracted_size == size:
         return extractor.extract(image)
-    scale = resize_short_side / min(height, width)
-    small_size = (round(width * scale), round(height * scale))
-    small = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    features = extractor.extract(small)
-    ratio = np.array([width / small_size[0], height / small_size[1]])
+    # Averages over areas shrink without aliasing; enlarging, they would make blocks.
+    interpolation = cv2.INTER_AREA if max(extracted_size) < max(size) else cv2.INTER_LINEAR
+    resized = cv2.resize(image, extracted_size, interpolation=interpolation).astype(np.uint8, copy=False)
+    features = extractor.extract(resized)
+    ratio = np.array(size) / extracted_size
     keypoints = ((features.keypoints + 0.5) * ratio - 0.5).astype(np.float32)
-    return replace(features, keypoints=keypoints, image_size=(width, height))
+    return replace(features, keypoints=keypoints, image_size=size)
 
 
 def _header(extractor: Extractor, config: ExtractionConfig) -> StoreHeader:
     settings = {"extractor": extractor.fingerprint, "resize_short_side": config.resize_short_side}
+    if config.resize_long_side is not None:  # stated only where set: files without it keep their fingerprint
+        settings["resize_long_side"] = config.resize_long_side
     return StoreHeader(
         method=extractor.name,
         fingerprint=fingerprint(stage="features", revision=REVISIONS["features"], settings=settings),
@@ -129,7 +132,7 @@ def _header(extractor: Extractor, config: ExtractionConfig) -> StoreHeader:
 
 def _extract(extractor: Extractor, name: str, image: Image, config: ExtractionConfig) -> Features:
     try:
-        return extract_image(extractor, image, resize_short_side=config.resize_short_side)
+        return extract_image(extractor, image, config)
     except Exception as error:
         error.add_note(f"while extracting the features of {name}")
         raise

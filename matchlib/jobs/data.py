@@ -107,17 +107,34 @@ def read_index(path: Path) -> DatasetIndex:
     return load_typed(DatasetIndex, read_yaml(path), str(path))
 
 
-def write_image_set(root: Path, names: Sequence[str], out: Path) -> None:
-    """Which images below `root` an evaluation needs features of, for `read_image_set`."""
-    atomic_write_json(out, {"root": str(root), "names": list(names)})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    """Which images below `root` an evaluation needs features of, and the long side to extract them at (None: as is)."""
+
+    root: Path
+    names: tuple[str, ...]
+    resize_long_side: int | None = None
 
 
-def read_image_set(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """Root and names of images. Raises DataError."""
+def write_image_set(
+    root: Path, names: Sequence[str], out: Path, *, resize_long_side: int | None = None
+) -> None:
+    """Write an `ImageSet`; one that does not resize does not mention it."""
+    resize = {} if resize_long_side is None else {"resize_long_side": resize_long_side}
+    atomic_write_json(out, {"root": str(root), "names": list(names), **resize})
+
+
+def read_image_set(path: Path) -> ImageSet:
+    """Read what `write_image_set` wrote. Raises DataError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Path(found["root"]), tuple(found["names"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        side = found.get("resize_long_side")
+        return ImageSet(
+            root=Path(found["root"]),
+            names=tuple(found["names"]),
+            resize_long_side=None if side is None else int(side),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected a JSON object with root and names ({error}); delete it") from error
 
 

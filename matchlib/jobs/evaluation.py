@@ -22,11 +22,13 @@ def run_extraction(
 ) -> None:
     """Features of every image of an image set (`jobs.data.write_image_set`), in one HDF5 file."""
     from matchlib.api import build_extractor
+    from matchlib.features.config import ExtractionConfig
     from matchlib.features.extract import extract_features
 
-    root, names = read_image_set(images)
+    wanted = read_image_set(images)
+    config = ExtractionConfig(resize_long_side=wanted.resize_long_side)
     extractor = build_extractor(method, weights=weights, settings=settings, device=device)
-    extract_features(root=root, names=names, extractor=extractor, out=out)
+    extract_features(root=wanted.root, names=wanted.names, extractor=extractor, out=out, config=config)
 
 
 def run_hpatches(

@@ -41,7 +41,7 @@ def write_pose_list(
             pixel_offset=config.pixel_offset,
             epipolar_threshold=config.epipolar_threshold,
         )
-    write_image_set(pairs.root, pairs.image_names, images)
+    write_image_set(pairs.root, pairs.image_names, images, resize_long_side=config.extract_long_side)
     write_pose_pairs(pairs, out)
 
 
@@ -103,7 +103,7 @@ def run_pose(
     from matchlib.features.store import FeatureReader
 
     config = load_typed(PoseConfig, dict(settings), SECTION)
-    listed = read_pose_pairs(pairs, kind="matchlib", root=read_image_set(images)[0])
+    listed = read_pose_pairs(pairs, kind="matchlib", root=read_image_set(images).root)
     with FeatureReader(features) as reader:
         result = evaluate_pose(
             reader, listed, config.protocols, label=label, device=choose_device(device), show_progress=False

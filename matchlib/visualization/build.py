@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from matchlib.completion import digest_file
+from matchlib.datasets.pose_pairs import read_pose_pairs
 from matchlib.evaluation.homography_result import HomographyResult, read_homography_result
 from matchlib.evaluation.hpatches import HPatchesResult, read_published_cache, read_result
 from matchlib.evaluation.localisation import read_localisation
@@ -21,6 +22,7 @@ from matchlib.visualization.hpatches_tables import homography_table, hpatches_cu
 from matchlib.visualization.localisation_section import localisation_section
 from matchlib.visualization.model_pictures import picture_of_model
 from matchlib.visualization.pck_section import pck_section
+from matchlib.visualization.pose_pictures import pose_pictures
 from matchlib.visualization.pose_section import pose_section
 from matchlib.visualization.reconstruction_section import reconstruction_section
 from matchlib.visualization.report import Column, Headline, Report, Row, Section, Table, write_report
@@ -45,6 +47,9 @@ def build_report(
     pck: Sequence[Path] = (),
     pck_ablation: Sequence[Path] = (),
     poses: Sequence[Path] = (),
+    pose_features: Mapping[str, Path] | None = None,
+    pose_pairs: Path | None = None,
+    pose_root: Path | None = None,
     localisations: Sequence[Path] = (),
     reconstructions: Sequence[Path] = (),
 ) -> None:
@@ -58,6 +63,9 @@ def build_report(
     homographies:  JSON files of `matchlib.evaluation.homography_result.write_homography_result`
     pck, pck_ablation: JSON files of `matchlib.evaluation.pck_result`, in table order
     poses:         JSON files of `matchlib.evaluation.pose_result`, in table order
+    pose_features: label of such a result -> its features file, for pictures of matches; may lack some labels
+    pose_pairs, pose_root: the list of pairs that they were measured on, and the folder of its images; None where
+                   `pose_features` is empty
     localisations: folders of one method's localisation: `scores/result.json`, and for the picture `model`, `poses` and
                    `verified.db`, as the graph leaves them
     reconstructions: folders of one method on one scene: `result.json` and `model-0`
@@ -79,9 +87,7 @@ def build_report(
         )
         if pck
         else None,
-        pose_section([entry for path in poses for entry in pose_entries(read_pose_result(path))])
-        if poses
-        else None,
+        _pose_section(poses, pose_features or {}, pose_pairs, pose_root) if poses else None,
         _localisation_section(localisations) if localisations else None,
         _reconstruction_section(reconstructions) if reconstructions else None,
         training_section(training) if training else None,
@@ -95,6 +101,20 @@ def build_report(
         sections=[section for section in sections if section is not None],
     )
     write_report(out, report)
+
+
+def _pose_section(
+    paths: Sequence[Path], features: Mapping[str, Path], pairs: Path | None, root: Path | None
+) -> Section:
+    results = [read_pose_result(path) for path in paths]
+    entries = [pose_entries(result) for result in results]
+    every = [entry for of_result in entries for entry in of_result]
+    if not features or pairs is None or root is None:
+        return pose_section(every)
+    first = [(result, of_result[0]) for result, of_result in zip(results, entries, strict=True)]
+    listed = read_pose_pairs(pairs, kind="matchlib", root=root)
+    best, worst = pose_pictures(first, features, listed)
+    return pose_section(every, best=best, worst=worst)
 
 
 def _localisation_section(folders: Sequence[Path]) -> Section:

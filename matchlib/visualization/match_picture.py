@@ -41,7 +41,7 @@ def compose_matches(
     height_px: int | None = None,
 ) -> Image:
     """As `match_picture`, as (H, W, 3) uint8 RGB; `height_px` scales both images to one height."""
-    image0, image1 = _image_of(image_path_a, features0), _image_of(image_path_b, features1)
+    image0, image1 = image_of_features(image_path_a, features0), image_of_features(image_path_b, features1)
     for path, features, column in ((image_path_a, features0, 0), (image_path_b, features1, 1)):
         index = matches.index[:, column]
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(features):
@@ -59,7 +59,8 @@ def compose_matches(
     )
 
 
-def _image_of(path: Path, features: Features) -> Image:
+def image_of_features(path: Path, features: Features) -> Image:
+    """The image that features were taken from, (H, W, 3) uint8 RGB. Raises DataError for one of another size."""
     image = read_image(path)
     size = (image.shape[1], image.shape[0])
     if size != tuple(features.image_size):

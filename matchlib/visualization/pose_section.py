@@ -19,7 +19,10 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 _LIMIT_DEG = 20.0
-_PICTURE_HEIGHT_PX = 360
+_PICTURE_HEIGHT_PX = 300
+_PICTURES_BYTES = 1_000_000
+"""Of all pictures together; in the page, four characters stand for three bytes."""
+_JPEG_QUALITIES = (85, 75, 65, 55, 45, 35, 25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,14 +71,16 @@ class PosePicture:
     """Matches of one method on one pair, to be drawn.
 
     label:            of the method
+    estimator:        of the pose, as in `PoseEntry`
     pair:             names of the two images
     image0, image1:   (H, W, 3) uint8 RGB
     keypoints0, keypoints1: (M, 2), of the matches, in pixels of the images
-    errors_px:        (M,) distance to the true epipolar line; nan where unknown
+    errors_px:        (M,) distance to the true epipolar line, the larger of both images; nan where unknown
     error_deg:        of the estimated pose; inf for a failure
     """
 
     label: str
+    estimator: str
     pair: tuple[str, str]
     image0: Image
     image1: Image
@@ -203,23 +208,25 @@ def _histogram(panels: Sequence[ErrorPanel]) -> Figure:
 
 
 def _pictures_part(best: Sequence[PosePicture], worst: Sequence[PosePicture]) -> Section:
+    max_bytes = _PICTURES_BYTES // (len(best) + len(worst))
+    estimators = "; ".join(dict.fromkeys(picture.estimator for picture in (*best, *worst)))
     titled = (("Pairs with the smallest errors", best), ("Pairs with the largest errors", worst))
     return Section(
         title="Matches of the best and the worst pairs",
         text=[
-            "The same pairs for all methods. Colours are distances to the true epipolar line: green up to 1 px, "
-            "yellow 3 px, orange 5 px or more. A match may lie on its line and still be wrong. Select a picture to "
-            "enlarge it."
+            f"The same pairs for all methods, with the matches that the estimator was given ({estimators}). Colours "
+            "are distances to the true epipolar line, the larger of both images: green up to 1 px, yellow 3 px, orange "
+            "5 px or more. A match may lie on its line and still be wrong. Select a picture to enlarge it."
         ],
         sections=[
-            Section(title=title, figures=[_picture(picture) for picture in pictures])
+            Section(title=title, figures=[_picture(picture, max_bytes) for picture in pictures])
             for title, pictures in titled
             if pictures
         ],
     )
 
 
-def _picture(picture: PosePicture) -> Figure:
+def _picture(picture: PosePicture, max_bytes: int) -> Figure:
     matches = draw_matches(
         picture.image0,
         picture.image1,
@@ -233,7 +240,17 @@ def _picture(picture: PosePicture) -> Figure:
     names = " and ".join(picture.pair)
     return Figure(
         kind="jpeg",
-        data=encode_jpeg(matches),
+        data=_jpeg_within(matches, max_bytes),
         caption=f"{words} ({names})",
         alt=f"{names} side by side, matches as lines from green (close to the epipolar line) to orange: {words}.",
     )
+
+
+def _jpeg_within(image: Image, max_bytes: int) -> bytes:
+    """The image as a JPEG file of the best quality that fits; of the lowest one if none does."""
+    encoded = b""
+    for quality in _JPEG_QUALITIES:
+        encoded = encode_jpeg(image, quality=quality)
+        if len(encoded) <= max_bytes:
+            break
+    return encoded

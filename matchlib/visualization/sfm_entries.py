@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from matchlib.evaluation.localisation import LocalisationResult
+from matchlib.evaluation.pose_config import PoseProtocol
 from matchlib.evaluation.pose_result import PoseResult, PoseRun
 from matchlib.evaluation.reconstruction import ReconstructionResult
 from matchlib.visualization.localisation_section import LocalisationEntry
@@ -85,8 +86,8 @@ def _pose_entry(result: PoseResult, run: PoseRun) -> PoseEntry:
         label=result.label,
         pair_set=result.dataset,
         estimator=run.protocol.estimator_name,
-        resize=run.protocol.resize_name,
-        matcher=_matcher(result, run.protocol.ratio),
+        resize=_resize(result, run.protocol),
+        matcher=result.matcher_name(run.protocol),
         auc=[(t, _percent(summary[name], *intervals.get(name, (None, None)))) for t, name in names],
         precision=Cell(value=precision, **_bounds(*intervals.get("precision", (None, None)))),
         errors_deg=np.array([pair.pose_error_deg for pair in run.pairs], dtype=np.float64),
@@ -97,10 +98,10 @@ def _pose_entry(result: PoseResult, run: PoseRun) -> PoseEntry:
     )
 
 
-def _matcher(result: PoseResult, ratio: float | None) -> str:
-    if result.matcher is not None:
-        return result.matcher
-    return "mutual nearest" if ratio is None else f"mutual nearest, ratio {ratio:g}"
+def _resize(result: PoseResult, protocol: PoseProtocol) -> str:
+    """What the protocol asks for, and what was done to the images of the features where that is something else."""
+    asked, done = protocol.resize_name, result.features_resize
+    return asked if done == asked else f"{asked} (features: {done})"
 
 
 def _percent(share: float, low: float | None, high: float | None) -> Cell:

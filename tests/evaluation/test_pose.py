@@ -25,7 +25,7 @@ from matchlib.evaluation.pose_config import (
     published_protocol,
     threshold_sweep,
 )
-from matchlib.evaluation.pose_errors import epipolar_precision, pose_error_deg
+from matchlib.evaluation.pose_errors import epipolar_errors_px, epipolar_precision, pose_error_deg
 from matchlib.evaluation.pose_estimators import (
     CalibratedMatches,
     calibrate,
@@ -452,6 +452,56 @@ def test_protocols_are_named_once_and_published_ones_are_found(store: Any) -> No
         published_protocol("gluefactory")
     sweep = threshold_sweep(PoseProtocol(name="p"), (0.5, 2))
     assert [(p.name, p.threshold_px) for p in sweep] == [("p@0.5px", 0.5), ("p@2px", 2)]
+
+
+# ---------------------------------------------------------------- distances to the true epipolar line
+def test_exact_matches_lie_on_their_epipolar_lines() -> None:
+    errors = epipolar_errors_px(calibrated(*projections(50)), TRUE_T)
+    assert errors.shape == (50,) and errors.max() < 1e-6
+
+
+def test_a_match_off_its_line_errs_by_as_many_pixels() -> None:
+    """A pair without rotation, moved sideways: lines are rows, so distances are differences of rows."""
+    T = rigid((0, 0, 0), (1.0, 0, 0))
+    points0, points1 = projections(30, T=T)
+    rows = np.linspace(-9, 9, 30)
+    errors = epipolar_errors_px(calibrated(points0, points1 + [4.0, 0] + rows[:, None] * [0, 1]), T)
+    np.testing.assert_allclose(errors, np.abs(rows), atol=1e-9)
+
+
+def test_the_larger_of_both_images_counts() -> None:
+    """The second camera sees everything at half the size: the same error is twice as many pixels in the first."""
+    T = rigid((0, 0, 0), (1.0, 0, 0))
+    K_half = np.diag([0.5, 0.5, 1]) @ K
+    points0, points1 = projections(10, T=T)
+    matches = CalibratedMatches(
+        points0=points0, points1=points1 / 2 + [0, 1.5], K0=K, K1=K_half, size0=SIZE, size1=(320, 240)
+    )
+    np.testing.assert_allclose(epipolar_errors_px(matches, T), 3.0, atol=1e-9)
+
+
+def test_without_translation_there_is_no_line() -> None:
+    turn = rigid((0.02, 0.05, 0), (0, 0, 0))
+    assert np.isnan(epipolar_errors_px(calibrated(*projections(7, T=turn)), turn)).all()
+    assert epipolar_errors_px(calibrated(np.zeros((0, 2)), np.zeros((0, 2))), TRUE_T).shape == (0,)
+
+
+# ---------------------------------------------------------------- size of extraction
+@pytest.mark.parametrize(
+    "stated, is_warned", [({"resize_long_side": 64}, False), ({"resize_short_side": None}, True), ({}, False)]
+)
+def test_features_of_another_size_than_the_protocol_asks_for_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stated: dict[str, Any], is_warned: bool
+) -> None:
+    with FeatureWriter(
+        tmp_path / "f.h5", StoreHeader(method="toy", fingerprint="f", settings=stated)
+    ) as writer:
+        for name, points in zip(("0.png", "1.png"), projections(20), strict=True):
+            writer.add(name, features_at(points))
+        writer.finish()
+    with FeatureReader(tmp_path / "f.h5") as reader, caplog.at_level("WARNING"):
+        run(reader, pair_set(), PoseProtocol(long_side=64))
+    assert ("extract at that size" in caplog.text) == is_warned
 
 
 # ---------------------------------------------------------------- real pairs

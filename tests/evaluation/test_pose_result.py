@@ -17,7 +17,6 @@ from matchlib.evaluation.pose_result import (
     PairPose,
     PoseResult,
     PoseRun,
-    best_and_worst,
     read_pose_result,
     write_pose_result,
 )
@@ -151,15 +150,6 @@ def test_rows_need_one_value_per_repeat() -> None:
             rotation_errors_deg=(1.0,),
             translation_errors_deg=(1.0,),
         )
-
-
-def test_best_and_worst_never_share_a_pair() -> None:
-    run = run_of(3.0, 1.0, math.inf, 2.0, 50.0)
-    best, worst = best_and_worst(run, 2)
-    assert [pair.pose_error_deg for pair in best] == [1.0, 2.0]
-    assert [pair.pose_error_deg for pair in worst] == [math.inf, 50.0]
-    best, worst = best_and_worst(run, 9)
-    assert len(best) + len(worst) == 5
 
 
 def test_every_row_names_estimator_threshold_and_resize(tmp_path: Path) -> None:

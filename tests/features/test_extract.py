@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
+from matchlib.completion import fingerprint
 from matchlib.errors import ConfigError, DataError
 from matchlib.features.config import ExtractionConfig
 from matchlib.features.extract import extract_features, extract_image
 from matchlib.features.store import FeatureReader
 from matchlib.features.types import Features, Image
+from matchlib.revisions import REVISIONS
 
 
 class BrightSpot:
@@ -178,20 +180,91 @@ def test_images_are_decoded_ahead_by_other_threads(
 @pytest.mark.parametrize("short_side", [20, 25, 33])
 def test_keypoints_of_a_resized_image_are_in_original_pixels(short_side: int) -> None:
     image = spot(37.0, 21.0, size=(90, 50))
-    features = extract_image(BrightSpot(), image, resize_short_side=short_side)
+    features = extract_image(BrightSpot(), image, ExtractionConfig(resize_short_side=short_side))
     assert features.image_size == (90, 50)
     assert features.keypoints[0] == pytest.approx([37, 21], abs=0.15)
 
 
-def test_small_images_are_never_enlarged() -> None:
+def test_small_images_are_not_enlarged_to_a_short_side() -> None:
     image = spot(12, 9, size=(30, 20))
-    assert extract_image(BrightSpot(), image, resize_short_side=100).keypoints[0] == pytest.approx(
-        [12, 9], abs=0.1
+    assert seen_size(image, ExtractionConfig(resize_short_side=100)) == (30, 20)
+
+
+def seen_size(image: Image, config: ExtractionConfig) -> tuple[int, int]:
+    """Width and height of what the extractor is given."""
+    seen = []
+
+    class Watching(BrightSpot):
+        def extract(self, image: Image) -> Features:
+            seen.append((image.shape[1], image.shape[0]))
+            return super().extract(image)
+
+    extract_image(Watching(), image, config)
+    return seen[0]
+
+
+# Without the half pixel the keypoint would be off by (W / w - 1) / 2: 0.5 px at 45, 0.25 px at 180.
+@pytest.mark.parametrize(
+    "long_side, seen", [(45, (45, 25)), (61, (61, 34)), (90, (90, 50)), (180, (180, 100))]
+)
+@pytest.mark.parametrize("is_portrait", [False, True])
+def test_a_long_side_shrinks_and_enlarges_and_keypoints_stay(
+    long_side: int, seen: tuple[int, int], is_portrait: bool
+) -> None:
+    image = spot(37.0, 21.0, size=(90, 50))
+    truth, size = [37.0, 21.0], (90, 50)
+    if is_portrait:
+        image, truth, size, seen = image.transpose(1, 0, 2), truth[::-1], (50, 90), (seen[1], seen[0])
+    config = ExtractionConfig(resize_long_side=long_side)
+    assert seen_size(image, config) == seen
+    features = extract_image(BrightSpot(), image, config)
+    assert features.image_size == size
+    assert features.keypoints[0] == pytest.approx(truth, abs=0.05)
+
+
+def test_another_long_side_extracts_again_and_the_file_says_so(folder: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "f.h5", names_in(folder)
+    fingerprints = []
+    for side in (None, 30, 120):
+        extractor, config = BrightSpot(), ExtractionConfig(resize_long_side=side)
+        extract_features(folder, names, extractor=extractor, out=out, config=config, show_progress=False)
+        assert extractor.calls == 12
+        with FeatureReader(out) as reader:
+            assert reader.header is not None
+            fingerprints.append(reader.header.fingerprint)
+            assert reader.header.settings.get("resize_long_side") == side
+            features = reader.read(names[3])
+            assert features.image_size == (60, 40)
+            assert features.keypoints[0] == pytest.approx([20 + int(Path(names[3]).stem), 15], abs=0.1)
+    assert len(set(fingerprints)) == 3
+    # Files of earlier versions, which knew no long side, stay valid.
+    settings = {"extractor": BrightSpot.fingerprint, "resize_short_side": None}
+    earlier = fingerprint(stage="features", revision=REVISIONS["features"], settings=settings)
+    assert fingerprints[0] == earlier
+
+
+def test_a_killed_run_is_not_resumed_at_another_long_side(folder: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "f.h5", names_in(folder)
+    small, large = (ExtractionConfig(resize_long_side=side) for side in (30, 120))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract_features(
+            folder, names, extractor=BrightSpot(fail_at=6), out=out, config=small, show_progress=False
+        )
+    report = extract_features(
+        folder, names, extractor=BrightSpot(), out=out, config=large, show_progress=False
     )
+    assert report.reused == 0
+
+
+def test_both_sides_at_once_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set one of them"):
+        ExtractionConfig(resize_short_side=480, resize_long_side=640)
 
 
 @pytest.mark.parametrize(
-    "key, value", [("threads", 0), ("prefetch", 0), ("max_unreadable_share", 1.5), ("resize_short_side", 3)]
+    "key, value",
+    [("threads", 0), ("prefetch", 0), ("max_unreadable_share", 1.5)]
+    + [("resize_short_side", 3), ("resize_long_side", 15)],
 )
 def test_impossible_settings_are_refused(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"extraction.{key}: expected .* got {value}"):

@@ -85,6 +85,7 @@ def make_picture(label: str, error_deg: float, matches: int = 4) -> PosePicture:
     random = np.random.default_rng(0)
     return PosePicture(
         label=label,
+        estimator="poselib 1 px",
         pair=("x.jpg", "y.jpg"),
         image0=np.zeros((60, 80, 3), np.uint8),
         image1=np.zeros((50, 90, 3), np.uint8),
@@ -105,6 +106,19 @@ def test_pictures_name_the_pair_and_its_error():
         b"\xff\xd8\xff"
     )
     assert "0 matches, no pose found" in worst.caption
+    assert "poselib 1 px" in pictures.text[0]
+
+
+def test_many_detailed_pictures_keep_the_page_small():
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    detailed = replace(make_picture("a", 1.0, 40), image0=noise, image1=noise)
+    entries = [make_entry("a")]
+    one = pose_section(entries, best=[detailed])
+    many = pose_section(entries, best=[detailed] * 12, worst=[detailed] * 12)
+    pages = [len(render_page(Report(title="t", sections=[s]))) for s in (pose_section(entries), many)]
+    assert pages[1] - pages[0] < 1_500_000
+    best_of_one, best_of_many = (s.sections[0].sections[0].figures[0].data for s in (one, many))
+    assert len(best_of_many) < len(best_of_one)  # few pictures keep their quality
 
 
 def test_the_section_is_part_of_a_page_and_states_its_origins():
@@ -115,7 +129,7 @@ def test_the_section_is_part_of_a_page_and_states_its_origins():
     assert not pose_section([]).tables
 
 
-def test_entries_of_a_result_carry_its_own_figures():
+def make_result(**changes) -> PoseResult:
     pairs = tuple(
         PairPose(
             name0=a,
@@ -143,6 +157,19 @@ def test_entries_of_a_result_carry_its_own_figures():
         missing_images=(),
         runs=(run,),
     )
+    return replace(result, **changes)
+
+
+def test_the_group_says_where_features_were_extracted_at_another_size():
+    (same,) = pose_entries(make_result(features_resize="original size"))
+    (other,) = pose_entries(make_result(features_resize="long side 840"))
+    assert same.resize == "original size" and other.resize == "original size (features: long side 840)"
+    assert same.group != other.group
+
+
+def test_entries_of_a_result_carry_its_own_figures():
+    result = make_result()
+    (run,) = result.runs
     (entry,) = pose_entries(result)
     assert [t for t, _ in entry.auc] == list(run.protocol.auc_deg)
     np.testing.assert_allclose([cell.value for _, cell in entry.auc], 100 * np.array(run.auc()))
