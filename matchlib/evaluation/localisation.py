@@ -105,9 +105,9 @@ class LocalisationResult:
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row per condition: `condition`, `queries`, `localised`, `inliers` (median of the localised), and where
-        the truth is known `within@D/A` with `_low` and `_high`, `median_position`, `median_rotation_deg` (over all
-        queries; missing if fewer than half have a pose)."""
+        """One row per condition: `condition`, `queries`, `localised`, `inliers` (median of the localised; missing if
+        there is none), and where the truth is known `within@D/A` with `_low` and `_high`, `median_position`,
+        `median_rotation_deg` (over all queries; missing if fewer than half have a pose)."""
         rows = []
         for condition in self.conditions:
             queries = self.queries_of(condition)
@@ -116,7 +116,7 @@ class LocalisationResult:
                 "condition": condition,
                 "queries": len(queries),
                 "localised": len(inliers),
-                "inliers": float(np.median(inliers)) if inliers else 0.0,
+                "inliers": float(np.median(inliers)) if inliers else None,
             }
             rows.append(row | self._accuracy(condition))
         return rows

@@ -93,7 +93,7 @@ def import_job(
     """
     with FeatureReader(features) as reader, MatchReader(matches) as found:
         _require_features(reader, needed_images(plan))
-        _require_same(found, reader)
+        found.require_features(reader.digest, reader.path)
         return build_database(
             out,
             images=dataset.cameras(),
@@ -112,7 +112,10 @@ def verify_job(
     out: Path,
     protocol: LocalisationProtocol,
 ) -> VerificationSummary:
-    """Geometric verification into a new database: by RANSAC, for `retrieval` of mapping pairs by the known poses."""
+    """Geometric verification into a new database: by RANSAC, for `retrieval` of mapping pairs by the known poses.
+
+    No verified pair at all is a result: no query will be localised. Raises DataError, see `verify_database`.
+    """
     if protocol.variant == "retrieval":
         return verify_with_poses(
             database, out, plan.mapping, dataset.known(), max_error_px=protocol.mapping_error_px
@@ -123,7 +126,7 @@ def verify_job(
 def triangulate_job(
     dataset: AachenDataset, *, database: Path, out: Path, protocol: LocalisationProtocol
 ) -> ModelStatistics:
-    """Points from the verified matches of the reference images; their poses and intrinsics stay."""
+    """Points from the verified matches of the reference images, possibly none; their poses and intrinsics stay."""
     return triangulate(database, dataset.known(), out, protocol.triangulation)
 
 
@@ -138,7 +141,10 @@ def register_job(
     out: Path,
     protocol: LocalisationProtocol,
 ) -> dict[str, Registered | None]:
-    """Poses of all queries of the plan, None where there is none, into the folder `out` (`poses.json`)."""
+    """Poses of all queries of the plan, None where there is none, into the folder `out` (`poses.json`).
+
+    Against a model without points, all queries fail.
+    """
     if protocol.variant != "retrieval":
         return register_images(database, model, plan.queries, out, protocol.registration)
     # Markers say which model, features and matches the poses are of.
@@ -148,7 +154,7 @@ def register_job(
         FeatureReader(features) as reader,
         MatchReader(matches) as found,
     ):
-        _require_same(found, reader)
+        found.require_features(reader.digest, reader.path)
         poses = _localise_all(dataset, plan, PointLookup(model), reader, found, protocol)
         write_poses(folder / POSES, poses)
     logger.info(
@@ -185,13 +191,6 @@ def _localise_all(
             pixel_offset=protocol.pixel_offset,
         )
     return poses
-
-
-def _require_same(matches: MatchReader, features: FeatureReader) -> None:
-    if matches.features != features.digest:
-        raise DataError(
-            f"{matches.folders[0]}: matches of other features than {features.path} holds; match again"
-        )
 
 
 def _require_features(reader: FeatureReader, names: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ STATISTICS: tuple[str, ...] = (
     "inlier_matches",
     "models",
 )
-"""Figures that every repeat has."""
+"""Figures of every repeat; those that are means are missing for a model of no image, or no point."""
 POSE_FIGURES: tuple[str, ...] = (
     "centre_error_median",
     "centre_error_max",

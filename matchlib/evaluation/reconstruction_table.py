@@ -58,7 +58,8 @@ def reconstruction_table(
 ) -> pd.DataFrame:
     """One row per scene and method, scenes together; columns `COLUMNS`.
 
-    Figures are means over the repeats, `<figure>_sd` their standard deviation (missing for a single repeat).
+    Figures are means over the repeats that have them, `<figure>_sd` their standard deviation (missing for fewer than
+    two). A reconstruction that failed has counts of 0, and no means of tracks, observations and errors.
     `dense_points` is a number, or says why there is none ("no CUDA"). Errors of camera centres are shares of the mean
     distance of the true centres to their mean. Registering more images usually raises the reprojection error and
     shortens tracks: read the columns together.
@@ -79,6 +80,7 @@ def script_rows(results: Sequence[ReconstructionResult]) -> str:
 
     Scene, method, images, registered images, points, observations, track length, observations per image, reprojection
     error, dense points, four empty columns, inlier pairs, inlier matches. A method of several repeats gets its seed.
+    What a failed reconstruction lacks is empty.
     """
     return "".join(
         f"| {' | '.join(_script_row(result, run))} |\n" for result in results for run in result.runs
@@ -130,7 +132,7 @@ def _script_row(result: ReconstructionResult, run: ReconstructionRun) -> list[st
         result.scene,
         result.label if len(result.runs) == 1 else f"{result.label} (seed {run.seed})",
         str(result.images),
-        *(str(getattr(statistics, name)) for name in _SCRIPT_COLUMNS),
+        *("" if (figure := getattr(statistics, name)) is None else str(figure) for name in _SCRIPT_COLUMNS),
         dense,
         *[""] * _EMPTY_COLUMNS,
         str(statistics.verified_pairs),

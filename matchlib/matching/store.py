@@ -146,6 +146,11 @@ class MatchReader:
             f"{self.folders[0]}: no pair '{name0}', '{name1}' among {len(self)}; add it to the list and match again"
         )
 
+    def require_features(self, digest: str, source: Path) -> None:
+        """Raise DataError unless the matches index into the features of that digest, which lie in the file `source`."""
+        if self.features != digest:
+            raise DataError(f"{self.folders[0]}: matches of other features than {source} holds; match again")
+
     def items(self) -> Iterator[tuple[str, str, Matches]]:
         """All pairs with their matches in the order of `pairs`, a block of the file in memory at a time."""
         for shard in self._shards:

@@ -34,9 +34,8 @@ def colmap_step(where: Path, step: str, *, check: str, quiet: bool = False) -> I
         yield
     except (MatchlibError, KeyboardInterrupt, SystemExit):
         raise
-    except (
-        Exception
-    ) as error:  # pycolmap throws whatever its C++ side does: ValueError, IndexError, RuntimeError
+    except Exception as error:
+        # pycolmap throws whatever its C++ side does: ValueError, IndexError, RuntimeError.
         raise DataError(f"{where}: {step}: COLMAP failed: {error}; check {check}") from error
     finally:
         pycolmap.logging.minloglevel = before
@@ -124,9 +123,20 @@ def copy_database(source: Path, target: Path) -> Path:
 
 
 def fold_log(database: Path) -> None:
-    """Make a database one plain file: readers of a read-only folder cannot open a write-ahead log."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("pragma journal_mode = delete")
+    """Make a database one plain file: readers of a read-only folder cannot open a write-ahead log.
+
+    Raises DataError if SQLite cannot.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            mode = connection.execute("pragma journal_mode = delete").fetchone()[0]
+    except sqlite3.Error as error:
+        mode = str(error)
+    if mode != "delete":
+        raise DataError(
+            f"{database}: its write-ahead log could not be folded in ({mode}); check that the disk has space, and that "
+            f"no other program has the database open"
+        )
 
 
 @contextlib.contextmanager
@@ -158,6 +168,21 @@ def verified_counts(path: Path) -> tuple[int, int]:
             "select count(*), coalesce(sum(rows), 0) from two_view_geometries where rows > 0"
         ).fetchone()
     return int(pairs), int(inliers)
+
+
+def require_verification(path: Path, *, source: Path) -> None:
+    """Raise DataError for a database that no verification has run on, which would pass for a scene without geometry.
+
+    Our verification leaves a row for every pair that it was asked for, failed ones too.
+    path: a database without a write-ahead log; source: what it is a copy of, for the message
+    """
+    with read_only(path) as connection:
+        was_tried = connection.execute("select exists(select 1 from two_view_geometries)").fetchone()[0]
+    if not was_tried:
+        raise DataError(
+            f"{source}: expected a verified database, got one that no pair was verified in; run geometric "
+            f"verification first"
+        )
 
 
 def check_schema(path: Path) -> int:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from matchlib.datasets.colmap_camera import ColmapCamera
 from matchlib.errors import DataError
 from matchlib.sfm.colmap import (
@@ -34,6 +37,8 @@ from matchlib.sfm.database_rows import (
 from matchlib.sfm.work import finished_file
 
 logger = logging.getLogger(__name__)
+
+_NO_MATCHES = np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +96,25 @@ def verify_database(
 ) -> VerificationSummary:
     """Geometric verification of the matches of `pairs`, into a new database `out`; `database` stays as it is.
 
-    Pairs without matches are counted and stay unverified, pairs that come twice (in either order) count once. Runs on
-    all cores, with the same bits on any number. Raises DataError for images that the database lacks, and if not a
-    single pair is verified, with what usually causes it.
+    Pairs without matches are counted and stay unverified, pairs that come twice (in either order) count once. Every
+    pair leaves a row, failed ones without inliers. No verified pair at all is a result, and a warning says what usually
+    causes it. Runs on all cores, with the same bits on any number. Raises DataError for an empty list of pairs, and for
+    images that the database lacks.
     """
     with finished_file(out) as draft:
         copy_database(database, draft)
         with open_database(draft) as opened:
             opened.clear_two_view_geometries()
             wanted = unique_pairs(pairs, read_rows(opened).image_ids, database)
-            # What has no row of matches, COLMAP would try to match by descriptors, which are not there.
-            filled = [pair for pair in wanted if has_matches(opened, *pair.ids)]
+            filled = []
+            for pair in wanted:
+                if has_matches(opened, *pair.ids):
+                    filled.append(pair)
+                else:  # COLMAP would try to match by descriptors, which are not there
+                    write_inliers(opened, pair, _NO_MATCHES)
         _run_verification(draft, filled, config)
         fold_log(draft)
-        _require_tried(draft, len(filled))
+        _require_tried(draft, len(wanted))
         verified, inliers = verified_counts(draft)
         summary = VerificationSummary(
             pairs=len(wanted),
@@ -112,7 +122,6 @@ def verify_database(
             verified=verified,
             inlier_matches=inliers,
         )
-        require_verified(database, summary)
     log_summary(out, summary)
     return summary
 
@@ -128,8 +137,10 @@ class NamedPair:
 def unique_pairs(
     pairs: Iterable[tuple[str, str]], image_ids: Mapping[str, int], database: Path
 ) -> list[NamedPair]:
-    """Each undirected pair once, in order; pairs of an image with itself left out. Raises DataError for a name that the
-    database lacks."""
+    """Each undirected pair once, in order; pairs of an image with itself left out.
+
+    Raises DataError for a name that the database lacks, and if no pair is left.
+    """
     unique: dict[frozenset[str], NamedPair] = {}
     for name0, name1 in pairs:
         for name in (name0, name1):
@@ -141,6 +152,10 @@ def unique_pairs(
         if name0 != name1:
             pair = NamedPair((name0, name1), (image_ids[name0], image_ids[name1]))
             unique.setdefault(frozenset((name0, name1)), pair)
+    if not unique:
+        raise DataError(
+            f"{database}: expected at least one pair of images to verify, got none; check the pair list"
+        )
     return list(unique.values())
 
 
@@ -149,24 +164,19 @@ def has_matches(database: Any, id0: int, id1: int) -> bool:
     return bool(database.exists_matches(id0, id1)) and len(database.read_matches(id0, id1)) > 0
 
 
-def require_verified(database: Path, summary: VerificationSummary) -> None:
-    """Raise DataError, with the usual causes, if no pair was verified: what follows would only fail later."""
-    if summary.verified:
-        return
-    if summary.without_matches == summary.pairs:
-        raise DataError(
-            f"{database}: none of the {summary.pairs} pairs has a match; check that features and matches are of these "
-            f"images, and that the matcher is not too strict"
-        )
-    raise DataError(
-        f"{database}: none of the {summary.pairs - summary.without_matches} pairs with matches was verified (of "
-        f"{summary.pairs} pairs); check that keypoints are in pixels of the original image, that intrinsics are of "
-        f"this size, and that matches index these features; or that verification.min_inliers is not too high"
-    )
+def write_inliers(database: Any, pair: NamedPair, inliers_M2: npt.NDArray[np.int64]) -> None:
+    """The row of a pair that somebody else than COLMAP has verified: (M, 2) rows of keypoints, (0, 2) if it failed."""
+    import pycolmap
+
+    geometry = pycolmap.TwoViewGeometry()
+    if len(inliers_M2):
+        geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+        geometry.inlier_matches = inliers_M2.astype(np.uint32)
+    database.write_two_view_geometry(*pair.ids, geometry)
 
 
 def log_summary(out: Path, summary: VerificationSummary) -> None:
-    """One line of counts."""
+    """One line of counts, and a warning with the usual causes if no pair was verified."""
     logger.info(
         "%s: %d of %d pairs verified with %d inliers, %d pairs without matches",
         out,
@@ -174,6 +184,22 @@ def log_summary(out: Path, summary: VerificationSummary) -> None:
         summary.pairs,
         summary.inlier_matches,
         summary.without_matches,
+    )
+    if summary.verified:
+        return
+    if summary.without_matches == summary.pairs:
+        logger.warning(
+            "%s: none of the %d pairs has a match; the features are of little use here, or the matcher is too strict",
+            out,
+            summary.pairs,
+        )
+        return
+    logger.warning(
+        "%s: none of the %d pairs with matches was verified (of %d pairs); the matches are wrong, or keypoints are not "
+        "in pixels of the original image, intrinsics not of this size, verification.min_inliers too high",
+        out,
+        summary.pairs - summary.without_matches,
+        summary.pairs,
     )
 
 
@@ -206,10 +232,14 @@ def _write_images(
         raise DataError(f"{skeleton}: says itself which images share a camera; leave shared_camera out")
     known = {name: camera for name, camera in images.items() if name in rows.image_ids}
     added = {name: camera for name, camera in images.items() if name not in rows.image_ids}
-    if images and not known:
-        raise DataError(
-            f"{skeleton}: has none of the {len(images)} images (it has '{next(iter(rows.image_ids), '')}', asked for "
-            f"is '{next(iter(images))}'); use names relative to the same folder"
+    if images and rows.image_ids and not known:
+        logger.warning(
+            "%s: has none of the %d images, which are all added; it has '%s', added is '%s': are the names relative to "
+            "the same folder?",
+            skeleton,
+            len(images),
+            next(iter(rows.image_ids)),
+            next(iter(images)),
         )
     kept, changed = len(rows.image_ids), update_cameras(database, known, rows)
     write_images(database, added, rows, shared_camera=False)
@@ -224,12 +254,14 @@ def _run_verification(draft: Path, pairs: list[NamedPair], config: VerificationC
 
     if not pairs:
         return
-    if spaced := [name for pair in pairs for name in pair.names if name.split() != [name]]:
+    names = [name for pair in pairs for name in pair.names]
+    if unlisted := [name for name in names if name.split() != [name] or name.startswith("#")]:
         raise DataError(
-            f"'{spaced[0]}': COLMAP's list of pairs has no way to name a file with spaces; rename it"
+            f"'{unlisted[0]}': COLMAP's list of pairs has no way to name a file with spaces or a leading #; rename it"
         )
     listed = draft.with_name("pairs.txt")
-    listed.write_text("".join(f"{name0} {name1}\n" for name0, name1 in (pair.names for pair in pairs)))
+    lines = (f"{name0} {name1}\n" for name0, name1 in (pair.names for pair in pairs))
+    listed.write_text("".join(lines), encoding="utf-8")  # as COLMAP reads it, whatever the locale
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = config.min_inliers
     options.ransac.max_error = config.max_error_px

@@ -194,11 +194,13 @@ def _check_coordinates(name: str, image: Features, camera_size: tuple[int, int])
             f"{name}: features are of an image of {image.image_size[0]} x {image.image_size[1]} px, its camera is of "
             f"{width} x {height} px; give keypoints in pixels of the original image, or correct the intrinsics"
         )
-    if len(image) and (image.keypoints.max(axis=0) > expected * (1 + _SIZE_TOLERANCE)).any():
-        x, y = image.keypoints.max(axis=0)
+    margin = _SIZE_TOLERANCE * expected
+    is_outside = ((image.keypoints < -margin) | (image.keypoints > expected + margin)).any(axis=1)
+    if is_outside.any():
+        x, y = image.keypoints[is_outside][0]
         raise DataError(
-            f"{name}: keypoints reach ({x:.1f}, {y:.1f}), outside of its {width} x {height} px; give keypoints in "
-            f"pixels of the original image"
+            f"{name}: a keypoint at ({x:.1f}, {y:.1f}), outside of its {width} x {height} px; give keypoints in pixels "
+            f"of the original image"
         )
 
 

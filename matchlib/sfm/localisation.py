@@ -35,13 +35,15 @@ class PointLookup:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the model. Raises DataError if it is none, or has no points."""
+        """Read the model; one without points is warned of: no query finds a pose. Raises DataError if it is none."""
         self.folder = folder
         self._model = read_model(folder)
         ids = sorted(self._model.points3D)
         if not ids:
-            raise DataError(f"{folder}: has no 3D points; triangulate first")
-        self.points_P3: Float64 = np.stack([self._model.points3D[index].xyz for index in ids])
+            logger.warning("%s: has no 3D points, so that no query can be localised", folder)
+        self.points_P3: Float64 = np.array(
+            [self._model.points3D[index].xyz for index in ids], dtype=np.float64
+        ).reshape(-1, 3)
         self._row_of = {point: row for row, point in enumerate(ids)}
         self._image_ids = {image.name: index for index, image in self._model.images.items() if image.has_pose}
         self._rows: dict[str, Int64] = {}

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matchlib.sfm.colmap import colmap_step, copy_database, verified_counts
+from matchlib.sfm.colmap import colmap_step, copy_database, require_verification, verified_counts
 from matchlib.sfm.config import MappingConfig
 from matchlib.sfm.statistics import ModelStatistics, model_statistics, write_statistics
 from matchlib.sfm.work import finished_folder
 
 logger = logging.getLogger(__name__)
+
+_CHECK = "intrinsics and matches, and that the folder of the photographs is there"
 
 
 def reconstruct(
@@ -24,7 +26,8 @@ def reconstruct(
     out:    folder of that model (.bin files, `statistics.json`), finished or absent
     threads: the same bits for any two runs with 1 (see `config`)
     A reconstruction that fails is a result: an empty model, `models` 0, no registered image. Disconnected images give
-    several models; their number is in the statistics. Raises DataError.
+    several models; their number is in the statistics. Raises DataError for a database without verification, and for
+    what COLMAP reports.
     """
     import pycolmap
 
@@ -33,21 +36,27 @@ def reconstruct(
         every = folder.with_name("models")
         every.mkdir()
         copy = copy_database(database, folder.with_name("database.db"))
+        require_verification(copy, source=database)
         options = _options(config, threads)
         options.extract_colors = images is not None
         models: list[Any] = []
-        if verified_counts(copy)[0] > 0:
-            with colmap_step(database, "mapping", check="intrinsics and matches", quiet=True):
+        pairs, inliers = verified_counts(copy)
+        if pairs > 0:
+            with colmap_step(database, "mapping", check=_CHECK, quiet=True):
                 found = pycolmap.incremental_mapping(str(copy), str(images or every), str(every), options)
             models = [found[index] for index in sorted(found)]
         best = max(models, key=_size, default=None)
         if best is None:
             logger.warning(
-                "%s: no model came out; too few verified matches, or no pair to begin with", database
+                "%s: no model came out of %d verified pairs with %d inliers: %s",
+                out,
+                pairs,
+                inliers,
+                "no pair serves to begin with (mapping.init_...)" if pairs else "there is nothing to map",
             )
             best = pycolmap.Reconstruction()
         best.write(str(folder))
-        statistics = model_statistics(best, database, models=len(models))
+        statistics = model_statistics(best, copy, models=len(models))
         write_statistics(folder, statistics)
     logger.info(
         "%s: %d of %d images registered in the largest of %d models",

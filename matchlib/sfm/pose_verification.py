@@ -17,8 +17,8 @@ from matchlib.sfm.database import (
     VerificationSummary,
     has_matches,
     log_summary,
-    require_verified,
     unique_pairs,
+    write_inliers,
 )
 from matchlib.sfm.database_rows import read_rows
 from matchlib.sfm.work import finished_file
@@ -35,7 +35,8 @@ def verify_with_poses(
 
     known: intrinsics and (4, 4) T_world_to_cam of every image of the pairs. Distances are taken between rays of the
     plane z = 1, the threshold is brought there by the focal length. The points themselves are not asked for, so pairs
-    of a common centre keep everything. Raises DataError as `verify_database` does, and for images without a pose.
+    of a common centre keep everything. No verified pair at all is a result, and warned of, as in `verify_database`.
+    Raises DataError as that does, and for images without a pose.
     """
     without, kept = 0, []
     with finished_file(out) as draft:
@@ -47,12 +48,13 @@ def verify_with_poses(
             for pair in wanted:
                 if not has_matches(opened, *pair.ids):
                     without += 1
+                    write_inliers(opened, pair, np.zeros((0, 2), np.int64))
                     continue
                 rays0, rays1 = (rays_of(name, id_) for name, id_ in zip(pair.names, pair.ids, strict=True))
                 matches = np.asarray(opened.read_matches(*pair.ids), dtype=np.int64)
                 views = (known[pair.names[0]], known[pair.names[1]])
                 is_inlier = _is_inlier(rays0[matches[:, 0]], rays1[matches[:, 1]], views, max_error_px)
-                _write(opened, pair.ids, matches[is_inlier])
+                write_inliers(opened, pair, matches[is_inlier])
                 kept.append(int(is_inlier.sum()))
         summary = VerificationSummary(
             pairs=len(wanted),
@@ -60,7 +62,6 @@ def verify_with_poses(
             verified=sum(count > 0 for count in kept),
             inlier_matches=sum(kept),
         )
-        require_verified(database, summary)
         fold_log(draft)
     log_summary(out, summary)
     return summary
@@ -108,12 +109,3 @@ def _rays(database: Any, name: str, image_id: int, known: Known) -> Float64:
     return np.asarray(to_colmap_camera(known[name][0]).cam_from_img(positions), dtype=np.float64).reshape(
         -1, 2
     )
-
-
-def _write(database: Any, ids: tuple[int, int], matches: npt.NDArray[np.int64]) -> None:
-    import pycolmap
-
-    geometry = pycolmap.TwoViewGeometry()
-    geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-    geometry.inlier_matches = matches.astype(np.uint32)
-    database.write_two_view_geometry(*ids, geometry)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from matchlib.completion import atomic_write_json
-from matchlib.errors import DataError, check_shape
+from matchlib.errors import DataError, ShapeError, check_shape
 
 Float64 = npt.NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def read_poses(path: Path) -> dict[str, Registered | None]:
         }
     except FileNotFoundError:
         raise DataError(f"{path}: not found; register the images first") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShapeError) as error:
         raise DataError(
             f"{path}: expected poses as JSON, got {error!r}; register the images again"
         ) from error

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from matchlib.errors import DataError
-from matchlib.sfm.colmap import colmap_step, copy_database, from_rigid, open_database, read_model
+from matchlib.sfm.colmap import (
+    colmap_step,
+    copy_database,
+    from_rigid,
+    open_database,
+    read_model,
+    require_verification,
+)
 from matchlib.sfm.config import RegistrationConfig
 from matchlib.sfm.database_rows import read_rows
 from matchlib.sfm.poses import Registered, read_poses, write_poses
@@ -29,18 +36,24 @@ def register_images(
     *,
     threads: int = 1,
 ) -> dict[str, Registered | None]:
-    """Register `names` against `model` by all their verified matches with it, each on its own: no new points, no bundle
-    adjustment, intrinsics as in the database.
+    """Register `names` against `model` by all their verified matches with it, one after the other: no new points, no
+    bundle adjustment, intrinsics as in the database. What is registered joins the tracks of the points that it sees, so
+    that verified matches between `names` count for those that come later.
 
     out: folder of the model with the registered images (.bin files) and `poses.json`, finished or absent
     Returns the pose of every name, None for those without enough inliers (or without any match): they count as failed.
-    Raises DataError for names that the database lacks, that are in the model already, or that come twice.
+    A model without points registers none. Raises DataError for a database without verification, and for names that it
+    lacks, that are in the model already, or that come twice.
     """
     settings = {"config": asdict(config), "names": list(names)}
     inputs = [database, *sorted(path for kind in ("*.bin", "*.txt") for path in model.glob(kind))]
     with finished_folder(out, stage="registration", settings=settings, inputs=inputs) as folder:
         reconstruction = read_model(model)
-        with open_database(copy_database(database, folder.with_name("database.db"))) as opened:
+        copy = copy_database(database, folder.with_name("database.db"))
+        require_verification(copy, source=database)
+        if reconstruction.num_points3D() == 0:
+            logger.warning("%s: has no 3D points, so that no image can be registered", model)
+        with open_database(copy) as opened:
             ids = _ids(names, read_rows(opened).image_ids, database)
             posed = {image.name for image in reconstruction.images.values() if image.has_pose}
             if known := [name for name in names if name in posed]:
@@ -82,13 +95,14 @@ def _register(
     with colmap_step(database, "registration", check="that the model was made from this database"):
         cache_options = pycolmap.DatabaseCacheOptions()
         cache_options.min_num_matches = config.min_matches
+        # The mapper looks up every image of the model, those without a verified match too.
+        cache_options.load_all_images = True
         cache = pycolmap.DatabaseCache.create(opened, cache_options)
         mapper = pycolmap.IncrementalMapper(cache)  # refers to `cache`, which must live as long
         mapper.begin_reconstruction(model)
         options = _options(config, threads)
         for name, image_id in ids.items():
-            # The cache leaves out images without a verified match.
-            is_registered = cache.exists_image(image_id) and mapper.register_next_image(options, image_id)
+            is_registered = mapper.register_next_image(options, image_id)
             poses[name] = _pose(model.image(image_id)) if is_registered else None
         mapper.end_reconstruction(False)
     return poses

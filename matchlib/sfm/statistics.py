@@ -21,15 +21,15 @@ STATISTICS = "statistics.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatistics:
-    """The columns of the ETH benchmark, for one model; all 0 for a reconstruction that failed.
+    """The columns of the ETH benchmark, for one model; counts are 0 for a reconstruction that failed, means None.
 
     images:                      in the database
     registered_images:           with a pose
     points:                      3D points
     observations:                keypoints with a point
-    mean_track_length:           observations per point
-    mean_observations_per_image: per registered image
-    mean_reprojection_error_px:  over all points, each the mean over its track
+    mean_track_length:           observations per point; None: there is no point
+    mean_observations_per_image: per registered image; None: there is none
+    mean_reprojection_error_px:  over all points, each the mean over its track; None: there is no point
     dense_points:                None: not computed
     verified_pairs:              pairs of the database with inliers
     inlier_matches:              their inliers in all
@@ -40,9 +40,9 @@ class ModelStatistics:
     registered_images: int
     points: int
     observations: int
-    mean_track_length: float
-    mean_observations_per_image: float
-    mean_reprojection_error_px: float
+    mean_track_length: float | None
+    mean_observations_per_image: float | None
+    mean_reprojection_error_px: float | None
     verified_pairs: int
     inlier_matches: int
     models: int = 1
@@ -54,14 +54,18 @@ def model_statistics(model: Any, database: Path, *, models: int = 1) -> ModelSta
     with read_only(database) as opened:
         images = int(opened.execute("select count(*) from images").fetchone()[0])
     pairs, inliers = verified_counts(database)
+    registered, points = int(model.num_reg_images()), int(model.num_points3D())
     return ModelStatistics(
         images=images,
-        registered_images=int(model.num_reg_images()),
-        points=int(model.num_points3D()),
+        registered_images=registered,
+        points=points,
         observations=int(model.compute_num_observations()),
-        mean_track_length=float(model.compute_mean_track_length()),
-        mean_observations_per_image=float(model.compute_mean_observations_per_reg_image()),
-        mean_reprojection_error_px=float(model.compute_mean_reprojection_error()),
+        # Of nothing, COLMAP's means are 0: the best error of all.
+        mean_track_length=float(model.compute_mean_track_length()) if points else None,
+        mean_observations_per_image=float(model.compute_mean_observations_per_reg_image())
+        if registered
+        else None,
+        mean_reprojection_error_px=float(model.compute_mean_reprojection_error()) if points else None,
         verified_pairs=pairs,
         inlier_matches=inliers,
         models=models,

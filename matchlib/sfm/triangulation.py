@@ -16,9 +16,9 @@ from matchlib.sfm.colmap import (
     colmap_step,
     copy_database,
     open_database,
+    require_verification,
     to_colmap_camera,
     to_rigid,
-    verified_counts,
 )
 from matchlib.sfm.config import TriangulationConfig
 from matchlib.sfm.database_rows import Rows, read_rows
@@ -49,8 +49,9 @@ def triangulate(
             not in it.
     images: folder of the photographs, for the colours of the points; None: black
     threads: the same bits for any two runs with 1 (see `config`)
-    Raises DataError for images that the database lacks, images that share a camera with different intrinsics, and if
-    no point comes out, with the usual causes.
+    No point at all is a result, a model of posed images only, and a warning says what usually causes it. Raises
+    DataError for a database without verification, for images that it lacks, and for images that share a camera with
+    different intrinsics.
     """
     import pycolmap
 
@@ -59,9 +60,7 @@ def triangulate(
         copy = copy_database(database, folder.with_name("database.db"))
         with open_database(copy) as opened:
             rows = read_rows(opened)
-        pairs, _ = verified_counts(copy)
-        if pairs == 0:
-            raise DataError(f"{database}: no verified pair; run geometric verification first")
+        require_verification(copy, source=database)
         empty = empty_model(database, known, rows)
         options = _options(config, threads)
         # Without photographs COLMAP warns of each one that it cannot colour points from.
@@ -69,13 +68,17 @@ def triangulate(
             model = pycolmap.triangulate_points(
                 empty, str(copy), str(images or folder), str(folder), True, options, False
             )
-        statistics = model_statistics(model, database)
-        if statistics.points == 0:
-            raise DataError(
-                f"{database}: no point came out of {pairs} verified pairs and {len(known)} known poses; check {_CHECK}"
-            )
+        statistics = model_statistics(model, copy)
         write_statistics(folder, statistics)
     logger.info("%s: %d points, %d observations", out, statistics.points, statistics.observations)
+    if statistics.points == 0:
+        logger.warning(
+            "%s: no point came out of %d verified pairs and %d known poses: nothing can be localised in it; check %s",
+            out,
+            statistics.verified_pairs,
+            len(known),
+            _CHECK,
+        )
     return statistics
 
 

@@ -16,19 +16,22 @@ from typing import Any
 from matchlib.completion import MARKER, Lease, atomic_path, fingerprint, write_marker
 from matchlib.errors import DataError
 
-REVISION = 1  # raised when a result of these steps changes meaning
+REVISION = 2  # raised when a result of these steps changes meaning
 
 
 @contextlib.contextmanager
 def finished_file(out: Path) -> Iterator[Path]:
     """Yield the path of a file to write, alone in its folder; on success it becomes `out`, on failure it goes.
 
-    Raises DataError if another process is writing `out`.
+    SQLite's logs beside a former `out`, as a killed program leaves them, go with it: the next reader would play them
+    into the new file. Raises DataError if another process is writing `out`.
     """
     with _scratch(out) as scratch:
         draft = scratch / "draft" / out.name
         draft.parent.mkdir()
         yield draft
+        for ending in ("-wal", "-shm", "-journal"):
+            out.with_name(out.name + ending).unlink(missing_ok=True)
         with atomic_path(out) as temporary:
             os.replace(draft, temporary)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matchlib.visualization.model_view import ModelPicture, model_figure
 from matchlib.visualization.origins import origins_section
-from matchlib.visualization.report import Cell, CellValue, Column, Row, Section, Table, number_of
+from matchlib.visualization.report import Cell, CellValue, Column, Row, Section, Table
 
 Number = float | Cell
 
@@ -20,7 +19,8 @@ class ReconstructionEntry:
     label:      name in the table
     scene:      with the way its pairs were chosen, such as "Madrid, exhaustive pairs"
     images:     of the scene
-    registered_images, points, ...: figures of the largest model, means over the repeats; a Cell says their spread
+    registered_images, points, ...: figures of the largest model, means over the repeats; a Cell says their spread, nan
+                what a model without images or points lacks
     dense_points: a number, or why there is none, such as "no CUDA"
     models:     that the mapper made; 1 is best
     centre_error, rotation_error_deg: medians over registered images after the best similarity, centres as a share of
@@ -56,7 +56,7 @@ class ReconstructionEntry:
 def reconstruction_section(
     entries: Sequence[ReconstructionEntry], models: Sequence[ModelPicture] = ()
 ) -> Section:
-    """The section on reconstruction; a failed one stands in the table with its zeros."""
+    """The section on reconstruction; a failed one stands in the table with its zeros and dashes."""
     parts = [Section(title="Models", figures=[model_figure(picture) for picture in models])] if models else []
     return Section(
         title="Reconstruction",
@@ -113,7 +113,6 @@ def _table(entries: Sequence[ReconstructionEntry]) -> Table:
 
 
 def _cells(entry: ReconstructionEntry, *, has_truth: bool) -> list[CellValue]:
-    is_empty = number_of(entry.registered_images) == 0
     cells: list[CellValue] = [
         entry.label,
         entry.registered_images,
@@ -122,10 +121,9 @@ def _cells(entry: ReconstructionEntry, *, has_truth: bool) -> list[CellValue]:
         entry.models,
         entry.points,
         entry.observations,
-        # The error of no point is not the smallest error.
-        math.nan if is_empty else entry.mean_track_length,
-        math.nan if is_empty else entry.mean_observations_per_image,
-        math.nan if is_empty else entry.mean_reprojection_error_px,
+        entry.mean_track_length,
+        entry.mean_observations_per_image,
+        entry.mean_reprojection_error_px,
         entry.dense_points,
         entry.verified_pairs,
         entry.inlier_matches,

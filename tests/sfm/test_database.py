@@ -16,6 +16,7 @@ import pytest
 from matchlib.completion import digest_file
 from matchlib.datasets.colmap_camera import guessed_camera
 from matchlib.errors import DataError
+from matchlib.sfm.colmap import fold_log
 from matchlib.sfm.config import VerificationConfig
 from matchlib.sfm.database import build_database, verify_database
 
@@ -93,6 +94,7 @@ def test_wrong_input_is_named_and_leaves_nothing(
     store, reader = type(scene.features), type(scene.matches)
     half = make_features(scene.features[name0].keypoints / 2, (512, 384))
     outside = make_features(scene.features[name0].keypoints * 2, size)
+    centred = make_features(scene.features[name0].keypoints - np.array([512, 384]), size)
     unknown = make_features(np.array([[np.nan, 1]]), size)
     for changes, said in (
         ({"matches": reader([(name0, name1, make_matches([[0, 155]]))])}, "different runs"),
@@ -100,6 +102,7 @@ def test_wrong_input_is_named_and_leaves_nothing(
         ({"matches": reader([(name0, "nowhere.jpg", make_matches([[0, 0]]))])}, "nowhere.jpg"),
         ({"features": store({**scene.features, name0: half})}, "512 x 384"),
         ({"features": store({**scene.features, name0: outside})}, "outside"),
+        ({"features": store({**scene.features, name0: centred})}, r"a keypoint at \(-.*outside"),
         ({"features": store({**scene.features, name0: unknown})}, "finite"),
         (
             {"images": {**scene.cameras, name1: guessed_camera(*size)}, "shared_camera": True},
@@ -119,6 +122,32 @@ def test_what_a_kill_left_is_removed_not_used(scene: Any, tmp_path: Path) -> Non
     build(tmp_path / "a.db", scene)
     assert rows_of(tmp_path / "a.db", "pragma integrity_check") == [("ok",)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_a_log_of_what_lay_there_before_is_not_played_into_the_new_database(
+    scene: Any, tmp_path: Path
+) -> None:
+    """As a killed viewer leaves it beside the database that it looked at."""
+    out = tmp_path / "a.db"
+    build(tmp_path / "live.db", scene)
+    with closing(sqlite3.connect(tmp_path / "live.db")) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("update images set name = 'old.jpg' where image_id = 1")
+        connection.commit()
+        for ending in ("", "-wal"):
+            shutil.copyfile(tmp_path / f"live.db{ending}", tmp_path / f"a.db{ending}")
+    build(out, scene)
+    verify_database(out, tmp_path / "v.db", scene.pairs, VerificationConfig())
+    assert ("old.jpg",) not in rows_of(tmp_path / "v.db", "select name from images")
+    with closing(sqlite3.connect(out)) as connection:
+        assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("select count(*) from images where name = 'old.jpg'").fetchone() == (0,)
+
+
+def test_a_log_that_cannot_be_folded_in_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text("no database " * 100)
+    with pytest.raises(DataError, match=r"a\.db: its write-ahead log could not be folded in \(file is not"):
+        fold_log(tmp_path / "a.db")
 
 
 def test_one_camera_for_all_is_one_row(scene: Any, tmp_path: Path) -> None:
@@ -153,10 +182,24 @@ def test_the_ids_of_a_skeleton_are_kept_its_cameras_corrected_and_its_file_untou
     for position, name in enumerate(scene.names):
         np.testing.assert_array_equal(np.frombuffer(found[name][1]), scene.cameras[name].params)
         assert found[name][2] == (0 if position < 4 else 1)  # what was shipped stays uncalibrated
-    with pytest.raises(DataError, match="none of the 1 images"):
-        build(tmp_path / "b.db", scene, skeleton=skeleton, images={"db/1.jpg": wrong})
     with pytest.raises(DataError, match="shared_camera"):
         build(tmp_path / "b.db", scene, skeleton=skeleton, shared_camera=True)
+
+
+def test_images_that_a_skeleton_has_none_of_are_added_and_named(
+    scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skeleton, none = tmp_path / "skeleton.db", type(scene.matches)([])
+    build(skeleton, scene, matches=none)
+    more = {f"db/{name}": camera for name, camera in scene.cameras.items()}
+    build(tmp_path / "a.db", scene, skeleton=skeleton, images=more, matches=none)
+    assert rows_of(tmp_path / "a.db", "select name from images order by image_id") == [
+        (name,) for name in (*scene.names, *more)
+    ]
+    sizes = dict(rows_of(tmp_path / "a.db", "select name, rows from images join keypoints using (image_id)"))
+    assert sizes == {name: 155 for name in scene.names} | dict.fromkeys(more, 0)
+    assert "has none of the 6 images, which are all added" in caplog.text
+    assert f"it has '{scene.names[0]}', added is 'db/{scene.names[0]}'" in caplog.text
 
 
 def test_images_that_share_a_camera_cannot_be_given_two(scene: Any, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from matchlib.completion import MARKER, digest_file, verify_folder
 from matchlib.datasets.colmap_camera import guessed_camera
 from matchlib.errors import DataError
 from matchlib.matching.types import Matches
-from matchlib.sfm.colmap import from_colmap_camera, read_model
+from matchlib.sfm.colmap import copy_database, from_colmap_camera, read_model
 from matchlib.sfm.config import (
     LocalisationConfig,
     MappingConfig,
@@ -102,15 +105,60 @@ def test_what_is_no_finished_model_is_not_overwritten(scene: Any, verified: Path
     assert (tmp_path / "a" / "thesis.tex").read_text() == "mine"
 
 
+def test_no_point_at_all_is_a_model_of_poses_that_registers_nothing(
+    scene: Any, verified: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, query = tmp_path / "model", scene.names[5]
+    wrong = {name: (scene.cameras[name], np.eye(4)) for name in scene.names[:5]}  # one centre: no angles
+    statistics = triangulate(verified, wrong, out, TriangulationConfig())
+    assert (statistics.registered_images, statistics.points, statistics.verified_pairs) == (5, 0, 15)
+    assert (statistics.mean_track_length, statistics.mean_reprojection_error_px) == (None, None)
+    assert statistics.mean_observations_per_image == 0
+    assert read_statistics(out) == statistics
+    said = "no point came out of 15 verified pairs and 5 known poses"
+    assert said in caplog.text and "original image" in caplog.text and "world to camera" in caplog.text
+    assert list(registered_poses(read_model(out))) == scene.names[:5]
+    poses = register_images(verified, out, [query], tmp_path / "r", RegistrationConfig())
+    assert poses == read_registered(tmp_path / "r") == {query: None}
+    lookup = PointLookup(out)
+    assert lookup.points_P3.shape == (0, 3)
+    assert caplog.text.count("has no 3D points") == 2
+
+
+def test_what_was_never_verified_is_refused_by_every_step(scene: Any, verified: Path, tmp_path: Path) -> None:
+    raw, out, model = tmp_path / "raw.db", tmp_path / "out", tmp_path / "model"
+    triangulate(verified, scene.known(scene.names[:4]), model, TriangulationConfig())
+    for step in (
+        lambda: triangulate(raw, scene.known(), out, TriangulationConfig()),
+        lambda: register_images(raw, model, scene.names[4:], out, RegistrationConfig()),
+        lambda: reconstruct(raw, None, out, MappingConfig()),
+    ):
+        with pytest.raises(DataError, match=r"^\S*/raw\.db: expected a verified database"):
+            step()
+    assert not out.exists()
+
+
+def test_statistics_count_what_lies_in_a_log_beside_the_database(
+    scene: Any, verified: Path, tmp_path: Path
+) -> None:
+    """As a killed program leaves it: the model is made with the log, so the numbers beside it must be."""
+    live, found = tmp_path / "live", tmp_path / "found"
+    live.mkdir()
+    source = copy_database(verified, live / "a.db")
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("delete from two_view_geometries where pair_id = 2147483649")
+        connection.commit()
+        shutil.copytree(live, found)
+    statistics = triangulate(found / "a.db", scene.known(), tmp_path / "t", TriangulationConfig())
+    assert (statistics.verified_pairs, statistics.inlier_matches) == (14, 14 * POINTS)
+    assert reconstruct(found / "a.db", None, tmp_path / "m", MappingConfig()).verified_pairs == 14
+
+
 def test_triangulation_without_a_chance_says_why_and_leaves_nothing(
     scene: Any, verified: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "model", TriangulationConfig()
-    with pytest.raises(DataError, match="no verified pair"):
-        triangulate(tmp_path / "raw.db", scene.known(), out, config)
-    wrong = {name: (camera, np.eye(4)) for name, camera in scene.cameras.items()}  # one centre: no angles
-    with pytest.raises(DataError, match=r"no point came out.*original image.*world to camera"):
-        triangulate(verified, wrong, out, config)
     with pytest.raises(DataError, match=r"lacks 1 of 1 images with a known pose: db/1\.jpg"):
         triangulate(verified, {"db/1.jpg": scene.known()[scene.names[0]]}, out, config)
     with pytest.raises(DataError, match="there is none"):
@@ -185,6 +233,36 @@ def test_an_image_without_matches_fails_alone(
     assert read_registered(tmp_path / "r")[alone] is None
     strict = RegistrationConfig(min_inliers=POINTS + 1)
     assert register_images(tmp_path / "v.db", tmp_path / "m", [fine], tmp_path / "s", strict)[fine] is None
+
+
+def test_an_image_of_the_model_without_matches_does_not_stop_the_others(
+    scene: Any, tmp_path: Path, make_matches: Callable[..., Any]
+) -> None:
+    """COLMAP leaves such images out of its cache, and then misses them."""
+    alone, query = scene.names[0], scene.names[5]
+    matches = [
+        (a, b, make_matches([]) if alone in (a, b) else found) for a, b, found in scene.matches.matches
+    ]
+    build_database(
+        tmp_path / "raw.db",
+        images=scene.cameras,
+        features=scene.features,
+        matches=type(scene.matches)(matches),
+    )
+    verify_database(tmp_path / "raw.db", tmp_path / "v.db", scene.pairs, VerificationConfig())
+    triangulate(tmp_path / "v.db", scene.known(scene.names[:5]), tmp_path / "m", TriangulationConfig())
+    found = register_images(tmp_path / "v.db", tmp_path / "m", [query], tmp_path / "r", RegistrationConfig())[
+        query
+    ]
+    assert found is not None and found.inliers == POINTS
+    assert pose_error(found.T_world_to_cam, scene.poses[query]) < (1e-4, 1e-3)
+    assert set(registered_poses(read_model(tmp_path / "r"))) == set(scene.names)
+
+
+def test_poses_of_another_shape_name_their_file(tmp_path: Path) -> None:
+    (tmp_path / "poses.json").write_text('{"poses": {"a.jpg": {"T_world_to_cam": [[1, 0]], "inliers": 9}}}')
+    with pytest.raises(DataError, match=r"poses\.json: expected poses as JSON, got ShapeError"):
+        read_registered(tmp_path)
 
 
 def test_names_that_cannot_be_registered_are_refused(scene: Any, verified: Path, tmp_path: Path) -> None:
@@ -324,8 +402,12 @@ def test_nothing_to_map_is_an_empty_model(scene: Any, tmp_path: Path) -> None:
         features=scene.features,
         matches=type(scene.matches)([]),
     )
-    statistics = reconstruct(tmp_path / "raw.db", None, tmp_path / "a", MappingConfig())
+    verify_database(tmp_path / "raw.db", tmp_path / "v.db", scene.pairs, VerificationConfig())
+    statistics = reconstruct(tmp_path / "v.db", None, tmp_path / "a", MappingConfig())
     assert (statistics.models, statistics.registered_images, statistics.points) == (0, 0, 0)
+    assert (statistics.mean_track_length, statistics.mean_observations_per_image) == (None, None)
+    assert statistics.mean_reprojection_error_px is None
+    assert read_statistics(tmp_path / "a") == statistics
     assert statistics.images == 6
     assert read_model(tmp_path / "a").num_images() == 0
     assert verify_folder(tmp_path / "a") == []

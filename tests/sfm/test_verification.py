@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +71,72 @@ def test_pairs_count_once_and_only_those_asked_for_are_verified(
     assert (summary.pairs, summary.verified) == (1, 1)
 
 
-def test_an_unknown_image_and_nothing_verified_are_errors_that_leave_no_file(
+def test_an_unknown_image_and_no_pair_to_try_are_errors_that_leave_no_file(
     mixed: Path, scene: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "v.db"
-    with pytest.raises(DataError, match="no image 'db/1.jpg'"):
-        verify_database(mixed, out, [("db/1.jpg", scene.names[0])], VerificationConfig())
-    with pytest.raises(DataError, match=r"none of the 15 pairs with matches was verified.*original image"):
-        verify_database(mixed, out, scene.pairs, VerificationConfig(min_inliers=1000))
-    empty = tmp_path / "empty.db"
-    build_database(empty, images=scene.cameras, features=scene.features, matches=type(scene.matches)([]))
-    with pytest.raises(DataError, match="none of the 15 pairs has a match"):
-        verify_database(empty, out, scene.pairs, VerificationConfig())
+    for verify in (
+        lambda pairs: verify_database(mixed, out, pairs, VerificationConfig()),
+        lambda pairs: verify_with_poses(mixed, out, pairs, scene.known()),
+    ):
+        with pytest.raises(DataError, match="no image 'db/1.jpg'"):
+            verify([("db/1.jpg", scene.names[0])])
+        for pairs in ([], [(scene.names[0], scene.names[0])]):
+            with pytest.raises(DataError, match="expected at least one pair"):
+                verify(pairs)
     assert not out.exists()
     assert not (tmp_path / "v.db.work").exists()
+
+
+def test_nothing_verified_is_a_result_with_a_row_for_every_pair(
+    mixed: Path, scene: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty, out = tmp_path / "empty.db", tmp_path / "v.db"
+    build_database(empty, images=scene.cameras, features=scene.features, matches=type(scene.matches)([]))
+    moved = {
+        name: (camera, scene.poses[name] @ np.diag([-1, -1, 1, 1.0]))
+        for name, camera in scene.cameras.items()
+    }
+    strict = VerificationConfig(min_inliers=1000)
+    for verify, without, said in (
+        (
+            lambda: verify_database(mixed, out, scene.pairs, strict),
+            0,
+            "none of the 15 pairs with matches was",
+        ),
+        (lambda: verify_database(empty, out, scene.pairs, strict), 15, "none of the 15 pairs has a match"),
+        (
+            lambda: verify_with_poses(mixed, out, scene.pairs, moved, max_error_px=1e-9),
+            0,
+            "none of the 15 pairs with matches was verified",
+        ),
+        (
+            lambda: verify_with_poses(empty, out, scene.pairs, scene.known()),
+            15,
+            "none of the 15 pairs has a match",
+        ),
+    ):
+        caplog.clear()
+        summary = verify()
+        assert (summary.pairs, summary.without_matches, summary.verified) == (15, without, 0)
+        assert verified_counts(out) == (0, 0)
+        assert said in caplog.text
+        with closing(sqlite3.connect(out)) as opened:
+            assert opened.execute("select count(*), sum(rows) from two_view_geometries").fetchone() == (15, 0)
+
+
+def test_a_skipped_line_of_the_list_is_noticed_before(scene: Any, tmp_path: Path) -> None:
+    """COLMAP takes a name with a leading # for a comment."""
+    commented = {name: f"#{name}" for name in scene.names}
+    build_database(
+        tmp_path / "a.db",
+        images={commented[name]: camera for name, camera in scene.cameras.items()},
+        features=type(scene.features)({commented[name]: found for name, found in scene.features.items()}),
+        matches=type(scene.matches)([(commented[a], commented[b], m) for a, b, m in scene.matches.matches]),
+    )
+    pairs = [(commented[a], commented[b]) for a, b in scene.pairs]
+    with pytest.raises(DataError, match="a leading #"):
+        verify_database(tmp_path / "a.db", tmp_path / "v.db", pairs, VerificationConfig())
 
 
 def test_known_poses_keep_the_right_matches(mixed: Path, scene: Any, tmp_path: Path) -> None:

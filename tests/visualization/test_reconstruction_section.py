@@ -11,7 +11,7 @@ from matchlib.sfm.statistics import ModelStatistics
 from matchlib.visualization.model_view import ModelPicture
 from matchlib.visualization.page import render_page
 from matchlib.visualization.reconstruction_section import ReconstructionEntry, reconstruction_section
-from matchlib.visualization.report import Cell, Report, Table
+from matchlib.visualization.report import Cell, Report, Table, number_of
 from matchlib.visualization.sfm_entries import reconstruction_entry
 
 
@@ -30,6 +30,20 @@ def make_entry(label: str, **changes) -> ReconstructionEntry:
         inlier_matches=127734,
     )
     return replace(entry, **changes)
+
+
+def result_of(*runs: ReconstructionRun) -> ReconstructionResult:
+    return ReconstructionResult(
+        label="sift",
+        scene="Fountain",
+        protocol=ReconstructionProtocol(),
+        features_digest="f" * 64,
+        images=11,
+        pairs=55,
+        matched_pairs=50,
+        matches=1000,
+        runs=runs,
+    )
 
 
 def cell_of(table: Table, row: int, column: str, group: str = "") -> object:
@@ -59,12 +73,29 @@ def test_scenes_are_groups_and_truth_adds_columns():
 
 
 def test_a_failed_reconstruction_does_not_win_by_its_zero_error():
-    failed = make_entry(
-        "a", registered_images=0, points=0, mean_reprojection_error_px=0.0, mean_track_length=0.0
+    empty = ModelStatistics(
+        images=11,
+        registered_images=0,
+        points=0,
+        observations=0,
+        mean_track_length=None,
+        mean_observations_per_image=None,
+        mean_reprojection_error_px=None,
+        verified_pairs=0,
+        inlier_matches=0,
+        models=0,
+    )
+    failed = replace(
+        reconstruction_entry(result_of(ReconstructionRun(seed=0, statistics=empty))), scene="Fountain"
     )
     page = render_page(Report(title="t", sections=[reconstruction_section([failed, make_entry("b")])]))
     (table,) = reconstruction_section([failed, make_entry("b")]).tables
-    assert math.isnan(cell_of(table, 0, "error (px)", "reprojection"))
+    for name, group in (("track length", "sparse"), ("per image", "sparse"), ("error (px)", "reprojection")):
+        assert number_of(cell_of(table, 0, name, group)) is None
+    assert [number_of(cell_of(table, 0, "registered", "images")), cell_of(table, 0, "all", "images")] == [
+        0,
+        11,
+    ]
     assert '<strong title="best of its group">0.393</strong>' not in page, (
         "one alone is not better than anything"
     )
@@ -94,17 +125,7 @@ def test_the_entry_of_a_result_has_means_and_spreads():
         )
         return ReconstructionRun(seed=seed, statistics=statistics, dense_note="no CUDA")
 
-    result = ReconstructionResult(
-        label="sift",
-        scene="Fountain",
-        protocol=ReconstructionProtocol(),
-        features_digest="f" * 64,
-        images=11,
-        pairs=55,
-        matched_pairs=50,
-        matches=1000,
-        runs=(run(0, 9), run(1, 11)),
-    )
+    result = result_of(run(0, 9), run(1, 11))
     entry = reconstruction_entry(result)
     assert entry.registered_images == Cell(value=10.0, low=10 - math.sqrt(2), high=10 + math.sqrt(2))
     assert entry.dense_points == "no CUDA" and entry.repeats == 2 and entry.centre_error is None

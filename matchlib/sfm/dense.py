@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matchlib.completion import MARKER, atomic_write_json, fingerprint, read_marker
-from matchlib.errors import ConfigError
+from matchlib.errors import ConfigError, DataError
 from matchlib.sfm.colmap import colmap_step, read_model
 from matchlib.sfm.work import REVISION, finished_folder
 
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 FUSED = "fused.ply"
 COUNT = "dense.json"
 _STAGE = "dense"
+_SHOWN = 5
 _CHECK = "that the photographs are those of the model, and that the GPU has memory left"
 
 
@@ -44,12 +45,11 @@ def dense_points(model: Path, images: Path, out: Path, settings: DenseSettings |
     CUDA, DataError for what COLMAP reports.
     """
     wanted = settings or DenseSettings()
-    identity = _Identity(settings=asdict(wanted), inputs=(model / MARKER,))
-    if (finished := _finished_count(out, identity)) is not None:
+    if (finished := finished_points(model, out, wanted)) is not None:
         return finished
     if not has_cuda():
         raise ConfigError("dense: expected a pycolmap built with CUDA, got one without; set dense to false")
-    with finished_folder(out, stage=_STAGE, settings=identity.settings, inputs=identity.inputs) as folder:
+    with finished_folder(out, stage=_STAGE, settings=asdict(wanted), inputs=[model / MARKER]) as folder:
         workspace = folder.with_name("workspace")
         workspace.mkdir()
         undistort(model, images, workspace, wanted.max_image_size)
@@ -60,30 +60,42 @@ def dense_points(model: Path, images: Path, out: Path, settings: DenseSettings |
 
 
 def undistort(model: Path, images: Path, workspace: Path, max_image_size: int) -> None:
-    """Write the undistorted images and the model of pinhole cameras that stereo works on. Raises DataError."""
+    """Write the undistorted images and the model of pinhole cameras that stereo works on.
+
+    Raises DataError for a folder without a model, and for photographs that are absent or unreadable.
+    """
     import pycolmap
 
-    read_model(model)  # says clearly what is wrong with the folder
+    names = [image.name for image in read_model(model).images.values() if image.has_pose]
     options = pycolmap.UndistortCameraOptions()
     options.max_image_size = max_image_size
     with colmap_step(model, "undistortion", check=_CHECK):
         pycolmap.undistort_images(workspace, model, images, undistort_options=options)
+    # COLMAP logs what it cannot read and goes on.
+    if missing := sorted(name for name in names if not (workspace / "images" / name).is_file()):
+        raise DataError(
+            f"{images}: {len(missing)} of the {len(names)} photographs of {model} are absent or unreadable: "
+            f"{', '.join(missing[:_SHOWN])}; give the folder that the model was made from"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """What the points depend on."""
+def finished_points(model: Path, out: Path, settings: DenseSettings | None = None) -> int | None:
+    """What `dense_points` found for the same model and settings, here or on another machine; None: not made yet.
 
-    settings: dict[str, int]
-    inputs: tuple[Path, ...]
-
-
-def _finished_count(out: Path, identity: _Identity) -> int | None:
+    Raises DataError for a model that is not finished, and for a count that is none.
+    """
     marker = read_marker(out)
-    mark = fingerprint(stage=_STAGE, revision=REVISION, settings=identity.settings, inputs=identity.inputs)
+    wanted = asdict(settings or DenseSettings())
+    mark = fingerprint(stage=_STAGE, revision=REVISION, settings=wanted, inputs=[model / MARKER])
     if marker is None or marker.fingerprint != mark:
         return None
-    return int(json.loads((out / COUNT).read_text(encoding="utf-8"))["points"])
+    path = out / COUNT
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["points"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected the number of points as JSON, got {error!r}; remove {out} and run again"
+        ) from error
 
 
 def _stereo(model: Path, workspace: Path, out: Path, min_pixels: int) -> int:
