@@ -20,6 +20,7 @@ from matchlib.evaluation.pck_config import PCK_PROTOCOLS, PCKProtocol
 from matchlib.evaluation.pose_config import POSE_PROTOCOLS, PoseProtocol
 from matchlib.evaluation.reconstruction_config import ReconstructionProtocol
 from matchlib.match_sets.config import MatchSetConfig
+from matchlib.matching.config import RetrievalConfig
 from matchlib.methods.spec import MethodSpec
 from matchlib.mirror.config import MirrorConfig
 from matchlib.photo_pairs.config import WarpConfig
@@ -168,6 +169,9 @@ class PoseConfig:
     """Largest symmetric squared epipolar distance of a correct match; null: 1e-4 or 5e-4, as the list is published."""
     max_pairs: int = 500
     """Without `list`: at most this many pairs, drawn evenly from all."""
+    extract_long_side: int | None = None
+    """Long side in pixels that images are resized to, smaller or larger, before features are extracted; null: original
+    size. Published figures need the `long_side` of their protocol here. Keypoints come back in original pixels."""
     methods: tuple[str, ...] | None = None
     """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
     protocols: tuple[PoseProtocol, ...] = POSE_PROTOCOLS
@@ -176,6 +180,10 @@ class PoseConfig:
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
             raise ConfigError(f"max_pairs: expected at least 1, got {self.max_pairs}")
+        if self.extract_long_side is not None and self.extract_long_side < 16:
+            raise ConfigError(
+                f"extract_long_side: expected at least 16 or null, got {self.extract_long_side}"
+            )
         names = [protocol.name for protocol in self.protocols]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"protocols: expected distinct names, got {', '.join(names) or 'none'}")
@@ -192,10 +200,24 @@ class LocalisationEvaluation:
     """Labels to evaluate (baselines and <run>-<stage>); null: all that need no truth."""
     protocol: LocalisationProtocol = field(default_factory=LocalisationProtocol)
     """Everything that changes a number."""
+    retrieval: RetrievalConfig | None = None
+    """Query pairs of the variant `retrieval` where there are no `query_pairs`; null: none are made. No match for lists
+    from learned global descriptors (NetVLAD, as hloc ships them): figures do not compare with published ones."""
     match_shards: int = 1
     """Pairs are matched in this many jobs per method."""
 
     def __post_init__(self) -> None:
+        wants = self.protocol.variant == "retrieval" and not self.protocol.query_pairs
+        if wants and self.retrieval is None:
+            raise ConfigError(
+                "retrieval: expected {features: LABEL} for protocol.variant retrieval without protocol.query_pairs, "
+                "got null"
+            )
+        if not wants and self.retrieval is not None:
+            raise ConfigError(
+                "retrieval: expected null unless protocol.variant is retrieval and protocol.query_pairs are none; got "
+                f"features of {self.retrieval.features}"
+            )
         if self.match_shards < 1:
             raise ConfigError(f"match_shards: expected at least 1, got {self.match_shards}")
 
@@ -211,10 +233,21 @@ class ReconstructionEvaluation:
     protocol: ReconstructionProtocol = field(default_factory=ReconstructionProtocol)
     """Everything that changes a number. Published: `mutual`; `official` (ratio 0.8, pixel_offset 0), `posfeat` (ratio
     0.75 in both directions)."""
+    retrieval: RetrievalConfig | None = None
+    """Pairs for `pairs: retrieval`, and for `pairs: auto` of large scenes without a list; null: none are made. The
+    features are extracted before the pairs of any scene are chosen, small ones included. No match for learned global
+    descriptors."""
     match_shards: int = 1
     """Pairs of a scene are matched in this many jobs per method."""
 
     def __post_init__(self) -> None:
+        pairs = self.protocol.pairs
+        if pairs == "retrieval" and self.retrieval is None:
+            raise ConfigError("retrieval: expected {features: LABEL} for protocol.pairs retrieval, got null")
+        if pairs in ("exhaustive", "list") and self.retrieval is not None:
+            raise ConfigError(
+                f"retrieval: expected null with protocol.pairs {pairs}, got features of {self.retrieval.features}"
+            )
         if not self.scenes:
             raise ConfigError("scenes: expected at least one scene and its dataset, got none")
         if self.match_shards < 1:

@@ -17,8 +17,9 @@ REVISIONS = {
     "pck": 1,
     "caps_dataset": 1,
     "matches": 1,
+    "retrieval": 1,
     "pose": 1,
-    "localisation": 1,
-    "reconstruction": 1,
+    "localisation": 2,
+    "reconstruction": 2,
     "report": 1,
 }

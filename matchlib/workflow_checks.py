@@ -20,6 +20,7 @@ from matchlib.config import (
 from matchlib.datasets.types import FORMATS, DatasetFormat
 from matchlib.downloads.config import read_source
 from matchlib.errors import ConfigError
+from matchlib.matching.config import RetrievalConfig
 from matchlib.methods.spec import METHODS, StageSpec
 from matchlib.typed_yaml import load_typed, merged
 from matchlib.workflow import Candidate, Workflow
@@ -175,11 +176,13 @@ def _check_labels(workflow: Workflow) -> None:
         where, formats = f"evaluate_{name}", ("aachen", "aachen_v1_1", "photos")
         _check_evaluation(where, localisation.dataset, localisation.methods, formats, workflow)
         _check_no_oracle(where, localisation.methods, labels)
+        _check_retrieval(where, localisation.retrieval, labels)
     eth = workflow.config.evaluate_eth
     if eth is not None:
         for dataset in eth.scenes.values():
             _check_evaluation("evaluate_eth", dataset, eth.methods, ("eth_benchmark",), workflow)
         _check_no_oracle("evaluate_eth", eth.methods, labels)
+        _check_retrieval("evaluate_eth", eth.retrieval, labels)
     if pck is not None:
         ablation = pck.ablation.methods if pck.ablation else ()
         for where, named in (("evaluate_pck", pck.methods or ()), ("evaluate_pck.ablation", ablation)):
@@ -195,6 +198,18 @@ def _check_no_oracle(where: str, methods: Iterable[str] | None, labels: Mapping[
     for label in methods or ():
         if labels[label].uses_truth:
             raise ConfigError(f"{where}.methods: '{label}' uses the true warp, which only evaluate_pck gives")
+
+
+def _check_retrieval(where: str, retrieval: RetrievalConfig | None, labels: Mapping[str, Candidate]) -> None:
+    if retrieval is None:
+        return
+    label = retrieval.features
+    if label not in labels:
+        raise ConfigError(f"{where}.retrieval.features: unknown label '{label}' (known: {', '.join(labels)})")
+    if labels[label].uses_truth:
+        raise ConfigError(
+            f"{where}.retrieval.features: '{label}' uses the true warp, which only evaluate_pck gives"
+        )
 
 
 def _check_evaluation(

@@ -40,11 +40,65 @@ rule localisation_plan:
         images="results/image_sets/localisation-{challenge}.json",
     log:
         "logs/{challenge}/plan.log",
+    wildcard_constraints:
+        challenge=alternatives(retrieving(False)),
     params:
         config=lambda wildcards: json_of(LOCALISATIONS[wildcards.challenge]),
         revision=REVISIONS["localisation"],
     script:
         "../workflow_scripts/localisation_plan.py"
+
+
+# Where pairs are retrieved, the images are listed first: images -> features of one label -> pairs.
+rule localisation_images:
+    """All reference images and queries."""
+    input:
+        index=rules.localisation_plan.input.index,
+    output:
+        images="results/image_sets/localisation-{challenge}.json",
+    log:
+        "logs/{challenge}/images.log",
+    wildcard_constraints:
+        challenge=alternatives(retrieving(True)),
+    params:
+        config=rules.localisation_plan.params.config,
+        revision=REVISIONS["localisation"],
+    script:
+        "../workflow_scripts/localisation_images.py"
+
+
+rule localisation_retrieve:
+    """The reference images that look most like each query; the same for all methods."""
+    input:
+        index=rules.localisation_plan.input.index,
+        features=lambda wildcards: features_to_retrieve_by(
+            f"localisation-{wildcards.challenge}"
+        ),
+    output:
+        pairs="results/{challenge}/retrieved.txt",
+    log:
+        "logs/{challenge}/retrieve.log",
+    wildcard_constraints:
+        challenge=alternatives(retrieving(True)),
+    threads: 4
+    resources:
+        mem_mb=4000,
+    params:
+        config=rules.localisation_plan.params.config,
+        revision=REVISIONS["retrieval"],
+    script:
+        "../workflow_scripts/localisation_retrieve.py"
+
+
+use rule localisation_plan as localisation_plan_retrieved with:
+    input:
+        index=rules.localisation_plan.input.index,
+        retrieved="results/{challenge}/retrieved.txt",
+    output:
+        marker="results/{challenge}/plan/.complete",
+        pairs="results/{challenge}/plan/pairs.txt",
+    wildcard_constraints:
+        challenge=alternatives(retrieving(True)),
 
 
 rule localisation_import:
@@ -154,11 +208,46 @@ rule eth_pairs:
         images="results/image_sets/eth-{scene}.json",
     log:
         "logs/eth/{scene}/pairs.log",
+    wildcard_constraints:
+        scene=alternatives(scenes_retrieving(False)),
     params:
         config=json_of(ETH),
         revision=REVISIONS["reconstruction"],
     script:
         "../workflow_scripts/eth_pairs.py"
+
+
+rule eth_images:
+    """The images of a scene, before its pairs are retrieved."""
+    input:
+        index=rules.eth_pairs.input.index,
+    output:
+        images="results/image_sets/eth-{scene}.json",
+    log:
+        "logs/eth/{scene}/images.log",
+    wildcard_constraints:
+        scene=alternatives(scenes_retrieving(True)),
+    params:
+        config=rules.eth_pairs.params.config,
+        revision=REVISIONS["reconstruction"],
+    script:
+        "../workflow_scripts/eth_images.py"
+
+
+use rule eth_pairs as eth_pairs_retrieved with:
+    input:
+        index=rules.eth_pairs.input.index,
+        features=lambda wildcards: features_to_retrieve_by(f"eth-{wildcards.scene}"),
+    output:
+        pairs="results/eth/{scene}/pairs.txt",
+    wildcard_constraints:
+        scene=alternatives(scenes_retrieving(True)),
+    threads: 4
+    resources:
+        mem_mb=4000,
+    params:
+        config=rules.eth_pairs.params.config,
+        revision=REVISIONS["retrieval"],
 
 
 rule eth_import:

@@ -222,6 +222,27 @@ def pairs_of_image_set(wildcards):
     return f"results/eth/{name}/pairs.txt"
 
 
+def retrieving(is_wanted):
+    """Localisations whose query pairs are retrieved from features; or, if not wanted, all others."""
+    return [
+        name
+        for name, evaluation in LOCALISATIONS.items()
+        if (evaluation.retrieval is not None) == is_wanted
+    ]
+
+
+def scenes_retrieving(is_wanted):
+    """Scenes of the reconstruction if its pairs may be retrieved from features; or, if not wanted, if they never are."""
+    return ETH.scenes if ETH and (ETH.retrieval is not None) == is_wanted else ()
+
+
+def features_to_retrieve_by(image_set):
+    """The features that images are compared by where an evaluation retrieves its pairs; of one label for all methods."""
+    return (
+        f"results/features/{image_set}/{evaluation_of(image_set).retrieval.features}.h5"
+    )
+
+
 def match_shards_of(image_set, label):
     """Markers of all shards of matches of an evaluation."""
     shards = evaluation_of(image_set).match_shards

@@ -34,6 +34,22 @@ def add_verbs(verbs: Verbs) -> None:
     add_device(one)
 
     one = verbs.add(
+        "retrieve-pairs", _retrieve_pairs, "Pairs of images that look alike, from a features file."
+    )
+    one.add_argument(
+        "--features", type=Path, required=True, metavar="FILE.h5", help="of any method, or hloc's"
+    )
+    one.add_argument(
+        "--queries",
+        type=Path,
+        metavar="LIST",
+        help="lines that begin with a query's name; default: all images",
+    )
+    one.add_argument("--per-image", type=int, default=50, metavar="N", help="default: 50")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE.txt")
+    add_settings(one, "of VLAD, e.g. clusters=128")
+
+    one = verbs.add(
         "evaluate-localisation", _evaluate_localisation, "Poses of query images from a features file."
     )
     _add_features(one)
@@ -106,6 +122,27 @@ def _evaluate_pose(options: argparse.Namespace) -> None:
         result = evaluate_pose(reader, pairs, label=options.label, device=choose_device(options.device))
     write_pose_result(result, options.out)
     print(json.dumps({run.protocol.name: run.summary() for run in result.runs}, indent=1))
+
+
+def _retrieve_pairs(options: argparse.Namespace) -> None:
+    from matchlib.datasets.parsing import filled_lines
+    from matchlib.features.store import FeatureReader
+    from matchlib.matching.config import VladConfig
+    from matchlib.matching.pair_lists import write_pair_list
+    from matchlib.matching.retrieval import retrieve_pairs
+    from matchlib.typed_yaml import load_typed, parse_overrides
+
+    config = load_typed(VladConfig, parse_overrides(options.settings), "settings")
+    queries = None
+    if options.queries is not None:
+        queries = tuple(line.split()[0] for _, line in filled_lines(options.queries))
+    with FeatureReader(options.features) as reader:
+        reference = tuple(name for name in reader.names if name not in set(queries or ()))
+    pairs = retrieve_pairs(
+        options.features, reference=reference, queries=queries, per_image=options.per_image, config=config
+    )
+    write_pair_list(options.out, pairs)
+    print(f"{options.out}: {len(pairs)} pairs")
 
 
 def _evaluate_localisation(options: argparse.Namespace) -> None:

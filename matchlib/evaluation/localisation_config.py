@@ -17,6 +17,7 @@ from matchlib.sfm.config import (
 
 Variant = Literal["challenge", "retrieval", "exhaustive"]
 MAX_EXHAUSTIVE = 300  # images: 45,000 pairs
+RETRIEVED = 50  # reference images of a query, as in the published runs of hierarchical localisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,8 @@ class LocalisationProtocol:
     variant: Variant = "challenge"
     """`challenge`: the published pair list, RANSAC verification, COLMAP's registration: the local feature challenge.
     `retrieval`: mapping pairs by covisibility in the model that comes with the data, verified against the known poses;
-    query pairs from `query_pairs`; PnP from 2D-3D matches: the way of hierarchical localisation.
+    query pairs from `query_pairs`, or by the `retrieval` of the evaluation; PnP from 2D-3D matches: the way of
+    hierarchical localisation.
     `exhaustive`: as `challenge`, but all pairs of reference images and of queries with them; for small sets."""
     conditions: tuple[str, ...] | None = None
     """Queries to localise, e.g. [night]; null: those that the pairs name. `held_out` where `hold_out` is set."""

@@ -169,7 +169,7 @@ def _retrieval(dataset: AachenDataset, protocol: LocalisationProtocol) -> Locali
     if not protocol.query_pairs:
         raise ConfigError(
             "localisation.query_pairs: expected files of retrieved pairs ('query reference' a line) for the variant "
-            "retrieval, got none"
+            "retrieval, got none; in a configuration, `retrieval: {features: LABEL}` beside `protocol` makes them"
         )
     listed = [pair for path in protocol.query_pairs for pair in read_pair_list(Path(path)).pairs]
     listed = [pair for pair in listed if dataset.ignored.isdisjoint(pair)]

@@ -11,6 +11,7 @@ from matchlib.matching.config import MatcherConfig
 from matchlib.sfm.config import DatabaseConfig, MappingConfig, VerificationConfig
 
 EXHAUSTIVE_BELOW = 2000
+RETRIEVED = 100  # images, as the benchmark's vocabulary trees give
 MIN_MATCHES = 15
 
 
@@ -26,11 +27,12 @@ class ReconstructionProtocol:
     """Name in tables."""
     matcher: MatcherConfig = field(default_factory=_mutual)
     """Which keypoints are matched. Pairs of fewer than `min_matches` (15) are stored empty."""
-    pairs: Literal["auto", "exhaustive", "list"] = "auto"
-    """`list`: those of the scene's `image-pairs.txt`; `exhaustive`: all; `auto`: all below `exhaustive_below` images,
-    those of the list from there on."""
+    pairs: Literal["auto", "exhaustive", "list", "retrieval"] = "auto"
+    """`list`: those of the scene's `image-pairs.txt`; `exhaustive`: all; `retrieval`: images that look alike, by the
+    `retrieval` of the evaluation; `auto`: all below `exhaustive_below` images, from there on those of the scene's list
+    if it has one, else by retrieval if that is configured."""
     exhaustive_below: int = EXHAUSTIVE_BELOW
-    """Scenes of this many images and more need a list of pairs."""
+    """Scenes of this many images and more need a list of pairs, or retrieval."""
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     """How features become rows of COLMAP's database."""
     verification: VerificationConfig = field(default_factory=VerificationConfig)

@@ -9,7 +9,7 @@ Every step leaves its result whole or not at all; the memory that it needs does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,12 @@ from matchlib.evaluation.reconstruction import (
     ReconstructionResult,
     ReconstructionRun,
 )
-from matchlib.evaluation.reconstruction_config import ReconstructionProtocol
-from matchlib.evaluation.reconstruction_dense import dense_points, has_cuda
+from matchlib.evaluation.reconstruction_config import RETRIEVED, ReconstructionProtocol
 from matchlib.matching.pair_lists import Pair, check_pairs, exhaustive_pairs, read_pair_list
 from matchlib.sfm.colmap import read_only
 from matchlib.sfm.database import VerificationSummary, build_database, verify_database
 from matchlib.sfm.database_rows import FeatureSource, MatchCounts, MatchSource
+from matchlib.sfm.dense import dense_points, finished_points, has_cuda
 from matchlib.sfm.mapping import reconstruct
 from matchlib.sfm.statistics import ModelStatistics, compare_with_truth, read_statistics
 
@@ -41,19 +41,34 @@ Float64 = npt.NDArray[np.float64]
 _FEWEST_ALIGNED = 3  # camera centres that a similarity needs
 
 
-def choose_pairs(scene: EthScene, protocol: ReconstructionProtocol) -> tuple[Pair, ...]:
-    """The pairs of a scene that are matched: all, or those of its list; see `ReconstructionProtocol.pairs`.
+def choose_pairs(
+    scene: EthScene,
+    protocol: ReconstructionProtocol,
+    retrieve: Callable[[], tuple[Pair, ...]] | None = None,
+) -> tuple[Pair, ...]:
+    """The pairs of a scene that are matched: all, of its list, or retrieved; see `ReconstructionProtocol.pairs`.
 
-    Raises DataError if a list is needed and there is none, and for a list with images that the scene lacks.
+    retrieve: makes pairs by retrieval; None where none is configured. Called only if its pairs are wanted
+    Raises DataError if a list is needed and there is none, and for a list with images that the scene lacks; ConfigError
+    if the protocol asks for retrieval and there is none.
     """
     is_small = len(scene.names) < protocol.exhaustive_below
     if protocol.pairs == "exhaustive" or (protocol.pairs == "auto" and is_small):
         return exhaustive_pairs(scene.names)
+    wants_default = protocol.pairs == "auto" and scene.pairs is None and retrieve is not None
+    if protocol.pairs == "retrieval" or wants_default:
+        if retrieve is None:
+            raise ConfigError(
+                "reconstruction.pairs: retrieval needs features to compare images by; in a configuration, give "
+                "`retrieval: {features: LABEL}` beside `protocol`; else write a list with `matchlib retrieve-pairs`"
+            )
+        return retrieve()
     if scene.pairs is None:
         raise DataError(
             f"{scene.folder / PAIRS}: not found; a scene of {len(scene.names)} images (exhaustive_below is "
             f"{protocol.exhaustive_below}, pairs is {protocol.pairs}) needs a list of pairs to match, two names per "
-            f"line, e.g. the 100 most similar images of each by image retrieval; or set pairs to exhaustive"
+            f"line; or `retrieval: {{features: LABEL}}` beside `protocol` in the configuration, which makes one of the "
+            f"{RETRIEVED} most similar images of each; or set pairs to exhaustive"
         )
     listed = read_pair_list(scene.pairs)
     if missing := check_pairs(listed.pairs, scene.names):
@@ -87,8 +102,13 @@ def database_step(
 ) -> MatchCounts:
     """Write the database of a scene: its shipped tables of images and cameras, or guessed ones, keypoints, matches.
 
-    Both sources are streamed. Raises DataError, see `build_database`.
+    Both sources are streamed. Raises DataError for features of none of the scene's images, and as `build_database`.
     """
+    if not any(name in features for name in scene.names):
+        raise DataError(
+            f"{scene.images}: none of its {len(scene.names)} images has features, e.g. not '{scene.names[0]}'; extract "
+            f"them with names relative to that folder"
+        )
     return build_database(
         out,
         images=scene_cameras(scene),
@@ -103,7 +123,10 @@ def database_step(
 def verification_step(
     database: Path, out: Path, pairs: Iterable[Pair], protocol: ReconstructionProtocol
 ) -> VerificationSummary:
-    """Verify `pairs` geometrically, into a new database. Raises DataError if none passes."""
+    """Verify `pairs` geometrically, into a new database.
+
+    No verified pair at all is a result, an empty model in the end. Raises DataError, see `verify_database`.
+    """
     return verify_database(database, out, pairs, protocol.verification)
 
 
@@ -132,8 +155,9 @@ def statistics_step(
 ) -> ReconstructionResult:
     """Put the repeats of a scene together: `models` are what `mapping_step` wrote, in the order of repeats.
 
-    With `protocol.dense`, dense points are made here, into `<model>.dense`, if COLMAP has CUDA. Pose errors are given
-    where the scene has true poses. Raises ConfigError for another number of models than the protocol's repeats.
+    With `protocol.dense`, dense points are made here, into `<model>.dense`, if COLMAP has CUDA; without, they count if
+    they are there already. Pose errors are given where the scene has true poses. Raises ConfigError for another number
+    of models than the protocol's repeats.
     """
     if len(models) != protocol.repeats:
         raise ConfigError(f"repeats: expected {protocol.repeats} models, got {len(models)}")
@@ -219,9 +243,10 @@ def _with_dense(
         return statistics, "not asked"
     if statistics.registered_images == 0:
         return statistics, "no model"
-    if not has_cuda():
+    out = model.with_name(model.name + ".dense")
+    if not has_cuda() and finished_points(model, out) is None:
         return statistics, "no CUDA"
-    dense = dense_points(model, scene.images, model.with_name(model.name + ".dense"))
+    dense = dense_points(model, scene.images, out)
     return replace(statistics, dense_points=dense), ""
 
 

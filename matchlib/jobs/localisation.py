@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from matchlib.config import LocalisationEvaluation
 from matchlib.datasets.aachen import AachenDataset, read_aachen
+from matchlib.errors import ConfigError
 from matchlib.jobs.data import read_index, write_image_set
+from matchlib.matching.pair_lists import write_pair_list
 from matchlib.typed_yaml import load_typed
 
 Step = Literal["import", "verify", "triangulate", "register", "score"]
@@ -30,18 +33,61 @@ def read_task(settings: LocalisationEvaluation, index: Path) -> AachenDataset:
     return prepare(dataset, settings.protocol)
 
 
-def plan(settings: Mapping[str, Any], where: str, *, index: Path, out: Path, images: Path) -> None:
+def plan(
+    settings: Mapping[str, Any],
+    where: str,
+    *,
+    index: Path,
+    out: Path,
+    images: Path | None = None,
+    retrieved: Path | None = None,
+) -> None:
     """Decide images and pairs, the same for all methods: the folder `out`, and the image set for extraction.
 
-    settings: the section `where` of the configuration; index: of its dataset
+    settings:  the section `where` of the configuration; index: of its dataset
+    images:    None where `list_images` wrote the image set before
+    retrieved: query pairs that `retrieve` wrote, for a configuration that names none
     """
     from matchlib.evaluation.localisation_data import needed_images
     from matchlib.evaluation.localisation_run import plan_job
 
     config = load_typed(LocalisationEvaluation, dict(settings), where)
+    task, protocol = read_task(config, index), config.protocol
+    if retrieved is not None:
+        protocol = replace(protocol, query_pairs=(str(retrieved),))
+    found = plan_job(task, out, protocol)
+    if images is not None:
+        write_image_set(task.images, needed_images(found), images)
+
+
+def list_images(settings: Mapping[str, Any], where: str, *, index: Path, images: Path) -> None:
+    """The image set of a localisation that retrieves its pairs: all reference images and all queries asked for."""
+    config = load_typed(LocalisationEvaluation, dict(settings), where)
     task = read_task(config, index)
-    found = plan_job(task, out, config.protocol)
-    write_image_set(task.images, needed_images(found), images)
+    queries = task.query_cameras(config.protocol.conditions)
+    write_image_set(task.images, sorted({*task.reference, *queries}), images)
+
+
+def retrieve(settings: Mapping[str, Any], where: str, *, index: Path, features: Path, out: Path) -> None:
+    """Write the reference images that look most like each query, best first, as lines `query reference`.
+
+    Raises ConfigError for a configuration without `retrieval`; DataError, see `retrieve_pairs`.
+    """
+    from matchlib.evaluation.localisation_config import RETRIEVED
+    from matchlib.matching.retrieval import retrieve_pairs
+
+    config = load_typed(LocalisationEvaluation, dict(settings), where)
+    if config.retrieval is None:
+        raise ConfigError(f"{where}.retrieval: expected settings of retrieval, got null")
+    task = read_task(config, index)
+    pairs = retrieve_pairs(
+        features,
+        reference=tuple(task.reference),
+        queries=tuple(task.query_cameras(config.protocol.conditions)),
+        per_image=config.retrieval.per_image or RETRIEVED,
+        config=config.retrieval.vlad,
+    )
+    write_pair_list(out, pairs)
 
 
 def run_step(

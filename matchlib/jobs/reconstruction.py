@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +28,33 @@ def _read(settings: Mapping[str, Any], index: Path, scene: str) -> tuple[Reconst
     return config, read_scene(Path(read_index(index).root), scene)
 
 
-def list_pairs(settings: Mapping[str, Any], *, index: Path, scene: str, pairs: Path, images: Path) -> None:
-    """The pairs of a scene that all methods match, and its image set for extraction."""
+def list_images(settings: Mapping[str, Any], *, index: Path, scene: str, images: Path) -> None:
+    """The image set of a scene for extraction."""
+    _, found = _read(settings, index, scene)
+    write_image_set(found.images, found.names, images)
+
+
+def list_pairs(
+    settings: Mapping[str, Any], *, index: Path, scene: str, pairs: Path, features: Path | None = None
+) -> None:
+    """The pairs of a scene that all methods match; features: those that retrieval compares, where it is configured."""
+    from matchlib.evaluation.reconstruction_config import RETRIEVED
     from matchlib.evaluation.reconstruction_run import choose_pairs
+    from matchlib.matching.retrieval import retrieve_pairs
 
     config, found = _read(settings, index, scene)
-    write_image_set(found.images, found.names, images)
-    write_pair_list(pairs, choose_pairs(found, config.protocol))
+    if features is None or config.retrieval is None:
+        retrieve = None
+    else:
+        per_image = config.retrieval.per_image or RETRIEVED
+        retrieve = partial(
+            retrieve_pairs,
+            features,
+            reference=found.names,
+            per_image=per_image,
+            config=config.retrieval.vlad,
+        )
+    write_pair_list(pairs, choose_pairs(found, config.protocol, retrieve))
 
 
 def run_step(
@@ -59,6 +80,7 @@ def run_step(
     protocol, raw, verified = config.protocol, folder / RAW, folder / VERIFIED
     if step == "import":
         with FeatureReader(features) as reader, MatchReader(list(matches)) as matched:
+            matched.require_features(reader.digest, reader.path)
             run.database_step(found, reader, matched, raw, protocol)
     elif step == "verify":
         run.verification_step(raw, verified, read_pair_list(pairs).pairs, protocol)

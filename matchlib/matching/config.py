@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from matchlib.errors import requirement
@@ -50,3 +50,43 @@ class MatcherConfig:
                 self.min_similarity,
             )
         require(self.min_matches >= 0, "min_matches", "0 or more", self.min_matches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VladConfig:
+    """One vector per image from its local features, to tell images of one place from others."""
+
+    clusters: int = 64
+    """Words of the codebook. A vector has `clusters` times the length of a descriptor."""
+    sample: int = 100_000
+    """The codebook is learned from about this many descriptors, as many of each reference image."""
+    iterations: int = 20
+    """At most this many rounds of k-means."""
+    max_keypoints: int | None = 2000
+    """Only this many keypoints of each image, those of the highest score; null: all."""
+    seed: int = 0
+    """Of the sample and of the first centres."""
+
+    def __post_init__(self) -> None:
+        require = requirement("vlad.")
+        require(self.clusters >= 1, "clusters", "at least 1", self.clusters)
+        require(self.sample >= self.clusters, "sample", f"at least `clusters` ({self.clusters})", self.sample)
+        require(self.iterations >= 1, "iterations", "at least 1", self.iterations)
+        if self.max_keypoints is not None:
+            require(self.max_keypoints >= 1, "max_keypoints", "at least 1, or null", self.max_keypoints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalConfig:
+    """Pairs of images that look alike, by VLAD over local features; the same pairs for all methods."""
+
+    features: str
+    """Label (a baseline or <run>-<stage>) whose features are compared, e.g. rootsift; evaluated itself or not."""
+    per_image: int | None = None
+    """Most similar images of each; null: 100 for reconstruction, as the ETH benchmark, and 50 for localisation."""
+    vlad: VladConfig = field(default_factory=VladConfig)
+    """How images are described."""
+
+    def __post_init__(self) -> None:
+        if self.per_image is not None:
+            requirement()(self.per_image >= 1, "per_image", "at least 1, or null", self.per_image)

@@ -8,6 +8,7 @@ import pytest
 
 from matchlib.cli import main
 from matchlib.features.store import FeatureReader
+from matchlib.matching.pair_lists import read_pair_list
 
 
 @pytest.fixture
@@ -44,6 +45,23 @@ def test_relative_poses_of_our_and_of_foreign_features_are_the_same(box, capsys)
         figures.append(json.loads(capsys.readouterr().out))
     assert figures[0]["poselib"]["auc@20"] == figures[1]["poselib"]["auc@20"] > 0.5
     assert (place / "npz.features.h5").is_file() and not (place / "box.features.h5").exists()
+
+
+def test_pairs_are_retrieved_among_all_images_or_for_queries(box, capsys):
+    _, place = box
+    with FeatureReader(place / "box.h5") as reader:
+        first, *others = reader.names
+    out = place / "pairs.txt"
+    arguments = ["retrieve-pairs", "--features", str(place / "box.h5"), "--out", str(out)]
+    assert main([*arguments, "clusters=16"]) == 0
+    assert len(read_pair_list(out).pairs) == 6 and read_pair_list(out).duplicates == 0
+    (place / "queries.txt").write_text(f"{first} PINHOLE 640 480 1 1 1 1\n")
+    assert main([*arguments, "--queries", str(place / "queries.txt"), "--per-image", "2", "clusters=16"]) == 0
+    pairs = read_pair_list(out).pairs
+    assert len(pairs) == 2 and all(query == first and name in others for query, name in pairs)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--per-image", "0"])
+    assert "per_image: expected at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

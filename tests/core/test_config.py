@@ -135,6 +135,38 @@ def test_a_stage_is_refused_on_a_dataset_that_cannot_supervise_it() -> None:
         (lambda c: c["datasets"]["gl3d"].update(root="no/such/folder"), "datasets.gl3d.root: no such folder"),
         (lambda c: c["datasets"]["gl3d"].update(source="datasets/absent.yaml"), "absent.yaml"),
         (lambda c: c["baselines"].update({"aslfeat-base": {"method": "sift"}}), "same label"),
+        (
+            lambda c: c["evaluate_eth"].update(retrieval={"features": "surf"}),
+            "evaluate_eth.retrieval.features: unknown label 'surf'",
+        ),
+        (
+            lambda c: c["evaluate_eth"].update(retrieval={"features": "msnet-v2-descriptor"}),
+            "evaluate_eth.retrieval.features: 'msnet-v2-descriptor' uses the true warp",
+        ),
+        (
+            lambda c: c["evaluate_eth"].update(protocol={"pairs": "retrieval"}),
+            "evaluate_eth.retrieval: expected {features: LABEL}",
+        ),
+        (
+            lambda c: c["evaluate_eth"].update(
+                protocol={"pairs": "list"}, retrieval={"features": "rootsift"}
+            ),
+            "evaluate_eth.retrieval: expected null with protocol.pairs list",
+        ),
+        (
+            lambda c: c["evaluate_aachen_v1_1"].update(protocol={"variant": "retrieval"}),
+            "evaluate_aachen_v1_1.retrieval: expected {features: LABEL}",
+        ),
+        (
+            lambda c: c["evaluate_aachen_v1_1"].update(retrieval={"features": "rootsift"}),
+            "evaluate_aachen_v1_1.retrieval: expected null unless protocol.variant is retrieval",
+        ),
+        (
+            lambda c: c["evaluate_aachen_v1_1"].update(
+                protocol={"variant": "retrieval"}, retrieval={"features": "surf"}
+            ),
+            "evaluate_aachen_v1_1.retrieval.features: unknown label 'surf'",
+        ),
     ],
 )
 def test_impossible_combinations_are_refused(change: Callable[[dict[str, Any]], None], expected: str) -> None:

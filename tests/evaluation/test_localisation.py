@@ -38,11 +38,13 @@ from matchlib.evaluation.localisation_data import (
     prepare,
     read_model_task,
 )
-from matchlib.evaluation.localisation_retrieval import mutual_votes, retrieve_job
 from matchlib.evaluation.localisation_run import evaluate_localisation, import_job, plan_job, read_plan
 from matchlib.features.store import FeatureReader, FeatureWriter, StoreHeader
 from matchlib.features.types import Features
 from matchlib.matching.at_scale import match_shard
+from matchlib.matching.config import VladConfig
+from matchlib.matching.pair_lists import write_pair_list
+from matchlib.matching.retrieval import retrieve_pairs
 from matchlib.sfm.poses import Registered
 
 FOCAL, SIZE = 500.0, (640, 480)
@@ -261,34 +263,16 @@ def test_a_rendered_place_is_localised_with_sift(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- retrieval
-def test_votes_are_mutual_nearest_neighbours() -> None:
-    """Against OpenCV's brute-force matcher with cross check, image by image."""
-    import cv2
-
-    rng = np.random.default_rng(3)
-    described = rng.normal(size=(6, 40, 16)).astype(np.float32)
-    described[1:, :20] = described[0, :20] + 0.4 * rng.normal(size=(5, 20, 16))
-    described /= np.linalg.norm(described, axis=2, keepdims=True)
-    votes = mutual_votes(described[0], described[1:])
-    matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
-    assert votes.tolist() == [len(matcher.match(described[0], other)) for other in described[1:]]
-    short = described.copy()
-    short[:, 30:] = 0  # images with ten keypoints less
-    expected = [len(matcher.match(short[0, :30], other[:30])) for other in short[1:]]
-    assert mutual_votes(short[0], short[1:]).tolist() == expected
-    assert mutual_votes(np.zeros_like(short[0]), short[1:]).tolist() == [0] * 5
-
-
 def test_retrieved_pairs_serve_as_query_pairs(task: AachenDataset, features: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / "retrieved.txt"
-    count = retrieve_job(task, features, pairs, per_query=3, budget=400)
-    assert count == 3 * 4  # the blank query brings none
-    protocol = LocalisationProtocol(variant="retrieval", query_pairs=(str(pairs),))
+    reference, queries = tuple(task.reference), tuple(task.query_cameras())
+    settings = VladConfig(clusters=8)
+    found = retrieve_pairs(features, reference=reference, queries=queries, per_image=3, config=settings)
+    assert len(found) == 3 * 4  # the blank query brings none
+    write_pair_list(tmp_path / "retrieved.txt", found)
+    protocol = LocalisationProtocol(variant="retrieval", query_pairs=(str(tmp_path / "retrieved.txt"),))
     plan = plan_localisation(task, protocol)
+    assert plan.query == found
     assert {query for query, _ in plan.query} == {*DAY, *NIGHT}
-    with pytest.raises(DataError, match="no features of image"):
-        retrieve_job(task, exact_features(tmp_path / "few.h5", NIGHT), tmp_path / "none.txt")
-    assert not (tmp_path / "none.txt").exists()
 
 
 # ---------------------------------------------------------------- plans

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from matchlib.completion import MARKER
 from matchlib.datasets.aachen import write_pose_list
 from matchlib.datasets.eth_benchmark import (
     EthScene,
@@ -32,7 +34,6 @@ from matchlib.evaluation.reconstruction import (
     write_reconstruction,
 )
 from matchlib.evaluation.reconstruction_config import RECONSTRUCTION_PROTOCOLS, ReconstructionProtocol
-from matchlib.evaluation.reconstruction_dense import dense_points, has_cuda, undistort
 from matchlib.evaluation.reconstruction_exchange import (
     BinaryFeatures,
     BinaryMatches,
@@ -65,7 +66,9 @@ from matchlib.matching.matcher import match_descriptors
 from matchlib.matching.pair_lists import Pair
 from matchlib.matching.types import Matches
 from matchlib.sfm.colmap import open_database
+from matchlib.sfm.dense import COUNT, DenseSettings, has_cuda
 from matchlib.sfm.statistics import ModelStatistics
+from matchlib.sfm.work import finished_folder
 from matchlib.typed_yaml import dump_typed, load_typed
 
 SIZE = (640, 480)
@@ -224,7 +227,7 @@ def test_a_shipped_database_says_the_cameras(world: tuple[EthScene, InMemory], t
     for name in scene.names:
         (tmp_path / "images" / name).symlink_to(scene.images / name)
     more = replace(scene, folder=tmp_path, names=("another.png", *scene.names))
-    database_step(more, InMemory(), ListedMatches(), shipped, PROTOCOL)
+    database_step(more, features, ListedMatches(), shipped, PROTOCOL)
     before = shipped.read_bytes()
     with_database = replace(scene, database=shipped)
     assert scene_cameras(with_database) == {}
@@ -266,8 +269,8 @@ def test_unmatched_images_stay_out_and_are_named(world: tuple[EthScene, InMemory
     assert poses is not None and poses.missing == ("0009.png",)
 
 
-def test_matches_that_no_geometry_explains_are_an_error(
-    world: tuple[EthScene, InMemory], tmp_path: Path
+def test_matches_that_no_geometry_explains_are_warned_of(
+    world: tuple[EthScene, InMemory], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene, features = world
     rng = np.random.default_rng(1)
@@ -278,9 +281,10 @@ def test_matches_that_no_geometry_explains_are_an_error(
         ]
     )
     database_step(scene, features, wrong, tmp_path / "d.db", PROTOCOL)
-    with pytest.raises(DataError, match="none of the 3 pairs with matches was verified"):
-        verification_step(tmp_path / "d.db", tmp_path / "v.db", choose_pairs(scene, PROTOCOL), PROTOCOL)
-    assert not (tmp_path / "v.db").exists()
+    pairs = choose_pairs(scene, PROTOCOL)
+    summary = verification_step(tmp_path / "d.db", tmp_path / "v.db", pairs, PROTOCOL)
+    assert (summary.pairs, summary.without_matches, summary.verified) == (45, 42, 0)
+    assert "none of the 3 pairs with matches was verified" in caplog.text
 
 
 def test_models_must_be_those_of_the_repeats(world: tuple[EthScene, InMemory], tmp_path: Path) -> None:
@@ -311,6 +315,35 @@ def test_small_scenes_are_matched_exhaustively_and_large_ones_by_list(
     assert len(choose_pairs(many, replace(protocol, pairs="exhaustive"))) == 2000 * 1999 // 2
 
 
+def test_pairs_are_retrieved_where_asked_for_or_where_a_large_scene_has_no_list(
+    world: tuple[EthScene, InMemory], tmp_path: Path
+) -> None:
+    scene, large = world[0], ReconstructionProtocol(exhaustive_below=2)
+    made, calls = (("0001.png", "0002.png"),), []
+
+    def retrieve() -> tuple[Pair, ...]:
+        calls.append(1)
+        return made
+
+    assert choose_pairs(scene, replace(large, pairs="retrieval"), retrieve) == made
+    assert choose_pairs(scene, large, retrieve) == made and len(calls) == 2
+    listed = tmp_path / "image-pairs.txt"
+    listed.write_text("0003.png 0004.png\n")
+    with_list = replace(scene, pairs=listed)
+    assert choose_pairs(with_list, large, retrieve) == (("0003.png", "0004.png"),)
+    assert choose_pairs(with_list, replace(large, pairs="retrieval"), retrieve) == made
+    del calls[:]
+    assert len(choose_pairs(scene, replace(large, exhaustive_below=2000), retrieve)) == 45
+    assert len(choose_pairs(scene, replace(large, pairs="exhaustive"), retrieve)) == 45
+    with pytest.raises(DataError, match="image-pairs.txt: not found"):
+        choose_pairs(scene, replace(large, pairs="list"), retrieve)
+    assert not calls
+    with pytest.raises(ConfigError, match=r"reconstruction.pairs: .* `retrieval: \{features: LABEL\}`"):
+        choose_pairs(scene, replace(large, pairs="retrieval"))
+    with pytest.raises(DataError, match=r"or `retrieval: \{features: LABEL\}` beside `protocol`"):
+        choose_pairs(scene, large)
+
+
 def test_protocols_are_the_published_ones_and_pass_through_yaml() -> None:
     names = {name: protocol.matcher_name for name, protocol in RECONSTRUCTION_PROTOCOLS.items()}
     assert names == {
@@ -329,7 +362,7 @@ def test_protocols_are_the_published_ones_and_pass_through_yaml() -> None:
 
 # ---------------------------------------------------------------- dense points
 def test_without_cuda_the_column_says_so(
-    world: tuple[EthScene, InMemory], finished: tuple[ReconstructionResult, Path], tmp_path: Path
+    world: tuple[EthScene, InMemory], finished: tuple[ReconstructionResult, Path]
 ) -> None:
     if has_cuda():
         pytest.skip("this pycolmap has CUDA")
@@ -340,21 +373,21 @@ def test_without_cuda_the_column_says_so(
     assert result.dense_note == "no CUDA"
     table = reconstruction_table([result])
     assert table["dense_points"].tolist() == ["no CUDA"]
-    with pytest.raises(ConfigError, match="dense: expected a pycolmap built with CUDA"):
-        dense_points(models[0], scene.images, tmp_path / "dense")
-    assert not list(tmp_path.iterdir())
 
 
-def test_images_are_undistorted_to_the_size_asked_for(
+def test_dense_points_of_another_machine_are_taken_up(
     world: tuple[EthScene, InMemory], finished: tuple[ReconstructionResult, Path], tmp_path: Path
 ) -> None:
-    scene, work = world[0], finished[1]
-    undistort(work / "model-0", scene.images, tmp_path, 320)
-    pictures = sorted((tmp_path / "images").glob("*.png"))
-    assert tuple(path.name for path in pictures) == scene.names
-    assert all(max(read_image(path).shape) <= 320 for path in pictures)
-    with pytest.raises(DataError, match="absent"):
-        undistort(tmp_path / "absent", scene.images, tmp_path / "other", 320)
+    model, verified = tmp_path / "model-0", finished[1] / "verified.db"
+    shutil.copytree(finished[1] / "model-0", model)
+    settings, inputs = asdict(DenseSettings()), [model / MARKER]
+    with finished_folder(
+        tmp_path / "model-0.dense", stage="dense", settings=settings, inputs=inputs
+    ) as folder:
+        (folder / COUNT).write_text(json.dumps({"points": 123}))
+    protocol = replace(PROTOCOL, dense=True, repeats=1)
+    result = statistics_step(world[0], verified, [model], protocol, label="d", features_digest="d")
+    assert (result.dense_note, result.mean("dense_points")) == ("", 123)
 
 
 # ---------------------------------------------------------------- the benchmark's binaries

@@ -77,6 +77,27 @@ def test_photographs_are_labelled_between_the_stages(tmp_path: Path) -> None:
     assert "results/train/superpoint/superpoint" not in plan and "match_sets" not in plan
 
 
+def test_retrieved_pairs_come_after_the_features_of_one_label(tmp_path: Path) -> None:
+    config = tiny_config()
+    config["baselines"]["sift"] = {"method": "sift"}
+    config["evaluate_eth"] |= {"protocol": {"pairs": "retrieval"}, "retrieval": {"features": "sift"}}
+    config["evaluate_aachen"] |= {"protocol": {"variant": "retrieval"}, "retrieval": {"features": "sift"}}
+    path = write_config(tmp_path, config)
+    plan = snakemake(tmp_path, path, "-n", "evaluate_eth", "evaluate_aachen").stdout
+    assert " eth_pairs " not in plan and " localisation_plan " not in plan
+    for made, needed in (
+        ("results/eth/Fountain/pairs.txt", "results/features/eth-Fountain/sift.h5"),
+        ("results/aachen/retrieved.txt", "results/features/localisation-aachen/sift.h5"),
+        ("results/aachen/plan/.complete", "results/aachen/retrieved.txt"),
+    ):
+        (job,) = [job for job in plan.split("\n\n") if f"output: {made}" in job]
+        assert needed in job
+    assert "output: results/eth/Fountain/sift/" not in plan  # extracted, not evaluated
+    del config["evaluate_eth"]["protocol"], config["evaluate_eth"]["retrieval"]
+    before = snakemake(tmp_path, write_config(tmp_path, config), "-n", "evaluate_eth").stdout
+    assert "eth_images" not in before and "eth_pairs " in before
+
+
 def test_gl3d_used_in_place_is_planned_from_its_lists_alone(tmp_path: Path) -> None:
     names = [f"{index:024x}" for index in range(12)]  # 24 zeros is a real scene, and Snakemake dislikes it
     write_lists(tmp_path / "gl3d", "comb", dict.fromkeys(names, 10), names[:-2], names[-2:])

@@ -56,6 +56,8 @@ def test_the_graph_runs_from_archives_to_a_page(finished: tuple[Path, Path]) -> 
     assert json.loads((folder / "results/pck/ablation.json").read_text())
     poses = json.loads((folder / "results/pose/table.json").read_text())
     assert {row["method"] for row in poses} == {"rootsift", "posfeat-kp"}
+    assert {row["features_resize"] for row in poses} == {"long side 160"}
+    assert "Matches of the best and the worst pairs" in page
     assert "aslfeat-dcn" in page and "<svg" in page and "data:image" in page
     assert (folder / "build/extension/build_info.json").is_file()
     assert not list(folder.glob("results/**/work"))
