@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +104,21 @@ def merged(value: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         below = result.get(key)
         is_nested = isinstance(change, Mapping) and isinstance(below, Mapping)
         result[key] = merged(below, change) if is_nested else change  # type: ignore[arg-type]
+    return result
+
+
+def without(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """`value` without these keys, dots between levels; keys that it lacks are no error."""
+    result = dict(value)
+    for key in keys:
+        first, _, rest = key.partition(".")
+        below = result.get(first)
+        if not rest:
+            result.pop(first, None)
+        elif isinstance(below, Mapping):
+            result[first] = without(below, [rest])
+            if not result[first]:
+                del result[first]
     return result
 
 

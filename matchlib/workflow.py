@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from matchlib.datasets.types import FORMATS
 from matchlib.downloads.config import DatasetSource
 from matchlib.methods.spec import METHODS, StageSpec
 from matchlib.subsets import list_subsets, max_validation, select_scenes
-from matchlib.typed_yaml import dump_typed, merged
+from matchlib.typed_yaml import dump_typed, merged, without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,17 @@ class Workflow:
     def stage_spec(self, run: str, stage: str) -> StageSpec:
         """What the method says of a stage."""
         return METHODS.get(self.config.runs[run].method).stages[stage]
+
+    def run_of_stage(self, run: str, stage: str) -> RunConfig:
+        """A run reduced to what one of its stages depends on: a setting of another stage, or of extraction, retrains
+        nothing."""
+        settings = self.config.runs[run]
+        return replace(
+            settings,
+            stages={stage: settings.stages[stage]},
+            settings=without(settings.settings, self.stage_spec(run, stage).ignores),
+            variants={},
+        )
 
     # ------------------------------------------------------------ evaluation
     def candidates(self) -> dict[str, Candidate]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from matchlib.errors import ConfigError, DataError
@@ -122,9 +121,8 @@ def match_sets_of(datasets):
 
 # ---------------------------------------------------------------- training and evaluation
 def run_settings(run, stage):
-    """Settings of a run with this stage's only: a changed setting of stage 2 leaves stage 1 alone."""
-    settings = CFG.runs[run]
-    return json_of(replace(settings, stages={stage: settings.stages[stage]}))
+    """What a stage of a run depends on: a changed setting of stage 2, or of extraction, leaves stage 1 alone."""
+    return json_of(W.run_of_stage(run, stage))
 
 
 def initial_weights_of(wildcards):

@@ -22,6 +22,8 @@ class StageSpec:
                  method's `labeller`); None: no labels
     pairs:       for `needs=None`: "module:function" with (config, subset: "train" | "validation",
                  size: (width, height), seed: int) -> training.loading.PairSource
+    ignores:     keys of the settings, dots between levels, that neither training nor validation of this stage reads.
+                 Changing them leaves finished weights valid; the stage is given the defaults, whatever is configured.
     """
 
     needs: Supervision | None
@@ -30,6 +32,7 @@ class StageSpec:
     init_from: str | None = None
     labels_from: str | None = None
     pairs: str | None = None
+    ignores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ import pytest
 from matchlib.config_reference import reference_text, schema_text
 from matchlib.downloads.config import DatasetSource
 from matchlib.errors import ConfigError
+from matchlib.methods.spec import METHODS
 from matchlib.subsets import select_scenes
-from matchlib.typed_yaml import read_yaml
+from matchlib.typed_yaml import dump_typed, merged, read_yaml, without
 from matchlib.workflow import Workflow
 from matchlib.workflow_checks import load_workflow
 
@@ -81,6 +82,41 @@ def test_a_variant_changes_nested_keys_and_keeps_the_others() -> None:
     candidates = load(change).candidates()
     assert candidates["msnet-descriptor-few"].settings["detector"] == {"kind": "harris", "max_keypoints": 3}
     assert candidates["msnet-descriptor"].settings["detector"]["max_keypoints"] == 7
+
+
+def trained_with(run: str, stage: str, **settings: Any) -> Any:
+    def change(config: dict[str, Any]) -> None:
+        config["runs"][run]["settings"] = merged(config["runs"][run].get("settings", {}), settings)
+
+    return load(change).run_of_stage(run, stage)
+
+
+def test_settings_of_extraction_and_of_later_stages_retrain_nothing() -> None:
+    extraction = {"inference": {"max_keypoints": 77}}
+    assert trained_with("aslfeat", "dcn", **extraction) == trained_with("aslfeat", "dcn")
+    assert trained_with("posfeat", "kp", **extraction) == trained_with("posfeat", "kp")
+    later = {"keypoint_loss": {"temperature": 7.0}}
+    assert trained_with("posfeat", "desc", **later) == trained_with("posfeat", "desc")
+    assert trained_with("posfeat", "kp", **later) != trained_with("posfeat", "kp")
+    # The filters of detection count in validation.
+    assert trained_with("aslfeat", "dcn", inference={"nms_size": 5}) != trained_with("aslfeat", "dcn")
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_ignored_settings_exist(method: str) -> None:
+    spec = METHODS.get(method)
+    defaults = dump_typed(spec.config())
+    for stage in spec.stages.values():
+        for key in stage.ignores:
+            below = defaults
+            for part in key.split("."):
+                below = below[part]
+
+
+def test_keys_are_taken_out_at_any_depth() -> None:
+    value = {"a": {"b": 1, "c": {"d": 2}}, "e": {"f": 3}, "g": 4}
+    assert without(value, ["a.c.d", "e.f", "g", "missing.key"]) == {"a": {"b": 1}}
+    assert value["a"] == {"b": 1, "c": {"d": 2}}
 
 
 def test_unknown_keys_are_named_with_a_suggestion() -> None:

@@ -67,6 +67,15 @@ def test_a_second_run_has_nothing_to_do(finished: tuple[Path, Path]) -> None:
     assert "Nothing to be done" in (done := snakemake(*finished)).stdout + done.stderr
 
 
+def test_a_changed_setting_of_extraction_extracts_again_and_trains_nothing(
+    finished: tuple[Path, Path],
+) -> None:
+    settings = "runs={aslfeat: {settings: {inference: {max_keypoints: 150}}}}"
+    plan = snakemake(*finished, "-n", "--config", settings).stdout
+    assert "rule extract_features" in plan
+    assert "rule train_stage" not in plan and "rule training_job" not in plan
+
+
 def test_a_changed_setting_of_stage_two_leaves_stage_one_alone(finished: tuple[Path, Path]) -> None:
     plan = snakemake(*finished, "-n", "--config", "runs={aslfeat: {stages: {dcn: {steps: 5}}}}").stdout
     assert "dcn" in plan

@@ -9,7 +9,11 @@ SPECS = (
     MethodSpec(
         name="msnet",
         config=MSNetConfig,
-        stages={"descriptor": StageSpec(needs="homography", metric="pck")},
+        stages={
+            "descriptor": StageSpec(
+                needs="homography", metric="pck", ignores=("detector", "max_image_side", "sampling")
+            )
+        },
         trainable="matchlib.methods.msnet.training:build",
         extractor="matchlib.methods.msnet.inference:build",
         dense="matchlib.methods.msnet.inference:build_dense",

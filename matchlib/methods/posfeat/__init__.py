@@ -10,8 +10,12 @@ SPECS = (
         name="posfeat",
         config=PoSFeatConfig,
         stages={
-            "desc": StageSpec(needs="pose", metric="epipolar_precision"),
-            "kp": StageSpec(needs="pose", metric="epipolar_precision", init_from="desc"),
+            "desc": StageSpec(
+                needs="pose", metric="epipolar_precision", ignores=("keypoint_loss", "inference")
+            ),
+            "kp": StageSpec(
+                needs="pose", metric="epipolar_precision", init_from="desc", ignores=("inference",)
+            ),
         },
         trainable="matchlib.methods.posfeat.training:build",
         extractor="matchlib.methods.posfeat.inference:build",
