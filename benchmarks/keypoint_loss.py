@@ -12,13 +12,12 @@ each contender in a process of its own.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import growth_mib, own_process, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,33 +161,15 @@ def measure(runs: dict[str, Run], repeats: int, clock: Callable[[], float]) -> d
 
 
 def separate_memory(contender: str, options: argparse.Namespace) -> str:
-    command = [sys.executable, __file__, "--threads", str(options.threads), "--measure-memory", contender]
-    command += ["--quick"] if options.quick else []
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    quick = ["--quick"] if options.quick else []
+    return own_process(__file__, "--threads", str(options.threads), "--measure-memory", contender, *quick)
 
 
 def memory_of(contender: str, size: tuple[int, int]) -> int:
     """Growth of the resident high-water mark in MiB; a run on a small image first loads the libraries."""
     part = loss_contenders if contender.startswith("loss") else head_contenders
     part(WARM_UP_SIZE)[contender]()
-    run = part(size)[contender]
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # what making the inputs took is forgotten
-    before = high_water_kb()
-    run()
-    return (high_water_kb() - before) // 1024
-
-
-def high_water_kb() -> int:
-    """Of this program only; getrusage's figure is inherited from the process that started it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    return growth_mib(part(size)[contender])
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ before the search, each contender in a process of its own.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from measuring import growth_mib, own_process, write
 from torch import Tensor
 
 from matchlib.ops.extension import load_extension
@@ -255,11 +254,7 @@ def measure(
 
 
 def separate_memory(case: Case, contender: str, options: argparse.Namespace) -> str:
-    command = [sys.executable, __file__, "--threads", str(options.threads)]
-    result = subprocess.run(
-        [*command, "--measure-memory", case.name, contender], capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
+    return own_process(__file__, "--threads", str(options.threads), "--measure-memory", case.name, contender)
 
 
 def memory_of(contender: Contender, inputs: Inputs) -> int:
@@ -269,22 +264,7 @@ def memory_of(contender: Contender, inputs: Inputs) -> int:
     else:
         small = Inputs(inputs.queries[:64], inputs.candidates[:64], inputs.centres)
     contender(small)
-    # What making the inputs took is forgotten.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = high_water_kb()
-    contender(inputs)
-    return (high_water_kb() - before) // 1024
-
-
-def high_water_kb() -> int:
-    """Of this program only; getrusage's figure is inherited from the process that started it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    return growth_mib(lambda: contender(inputs))
 
 
 if __name__ == "__main__":

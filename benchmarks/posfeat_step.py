@@ -11,13 +11,13 @@ take the same network, images and queries. The contenders take turns, and the mi
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
+from measuring import write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -172,11 +172,6 @@ def one_direction(
     mask = valid & (distance < CONFIG.max_distance * min(size))
     weight = ((1 / spread) / (1 / spread).mean()).detach() * mask
     return (weight / (weight.mean() + 1e-8) * distance).mean()
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def parse_arguments() -> argparse.Namespace:

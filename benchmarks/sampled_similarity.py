@@ -14,15 +14,13 @@ mark over that before the call, each contender in a process of its own.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import growth_mib, own_process, write
 from torch import Tensor
 
 from matchlib.ops.extension import load_extension
@@ -158,36 +156,15 @@ def report(case: Case, batch: int, options: argparse.Namespace) -> None:
 
 
 def separate_memory(case: Case, batch: int, contender: str, options: argparse.Namespace) -> str:
-    command = [sys.executable, __file__, "--threads", str(options.threads)]
-    result = subprocess.run(
-        [*command, "--measure-memory", case.name, str(batch), contender],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout.strip()
+    threads = str(options.threads)
+    return own_process(__file__, "--threads", threads, "--measure-memory", case.name, str(batch), contender)
 
 
 def memory_of(case: Case, batch: int, contender: Contender) -> int:
     """Growth of the resident high-water mark in MiB; a call with few queries first loads the libraries."""
     queries, maps, positions = problem(case, batch)
     run(case, contender, (queries[:, :32], maps, positions[:, :32]))
-    # What came before is forgotten.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = high_water_kb()
-    run(case, contender, (queries, maps, positions))
-    return (high_water_kb() - before) // 1024
-
-
-def high_water_kb() -> int:
-    """Of this program only; getrusage's figure is inherited from the process that started it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    return growth_mib(lambda: run(case, contender, (queries, maps, positions)))
 
 
 if __name__ == "__main__":

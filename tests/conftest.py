@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import matchlib
 
 
 @pytest.fixture
@@ -21,3 +26,25 @@ def shared_data() -> Callable[[str], Path]:
         return root / name
 
     return folder
+
+
+@pytest.fixture
+def two_processes() -> Callable[[str, Path], list[Any]]:
+    """Run a script in two processes, with rank and folder as arguments; what each saved as `<rank>.pt`."""
+
+    def run(script: str, folder: Path) -> list[Any]:
+        import torch
+
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(matchlib.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        commands = [[sys.executable, script, str(rank), str(folder)] for rank in range(2)]
+        workers = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+        for worker in workers:
+            _, errors = worker.communicate(timeout=100)
+            assert worker.returncode == 0, errors
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return run

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed
 
-import matchlib
 from matchlib.datasets.batch import PairBatch
 from matchlib.errors import ConfigError, TrainingError
 from matchlib.methods.aslfeat.augmentation import augment
@@ -258,28 +253,13 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _run_two_processes(folder: Path) -> list[Any]:
-    """Run this file as a script in two processes and return what each saved."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(matchlib.__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    workers = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=100)
-        assert worker.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def test_two_processes_compute_what_one_computes(tmp_path, planar_pair):
+def test_two_processes_compute_what_one_computes(tmp_path, planar_pair, two_processes):
     model = build(SMALL, "base", seed=0).train()
     loss = model.training_step(PairBatch.stack([planar_pair(48, seed=0), planar_pair(48, seed=1)]))[
         "descriptor"
     ]
     loss.backward()
-    parts = _run_two_processes(tmp_path)
+    parts = two_processes(__file__, tmp_path)
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss.detach(), rtol=1e-4, atol=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parts[0][1][name], parameter.grad, rtol=1e-2, atol=1e-4, msg=name)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
 
-import matchlib
 from matchlib.ops.reduce import all_reduce_max, all_reduce_sum, is_distributed
 
 
@@ -46,25 +42,10 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _run_two_processes(folder: Path) -> list[Any]:
-    """Run this file as a script in two processes and return what each saved."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(matchlib.__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    workers = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=100)
-        assert worker.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def test_two_processes_give_values_and_gradients_of_one(tmp_path: Path):
+def test_two_processes_give_values_and_gradients_of_one(tmp_path: Path, two_processes):
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.save(x, tmp_path / "x.pt")
-    parts = _run_two_processes(tmp_path)
+    parts = two_processes(__file__, tmp_path)
     whole = x.clone().requires_grad_()
     expected = _batch_norm(whole)
     (expected**3).sum().backward()

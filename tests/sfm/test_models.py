@@ -210,20 +210,25 @@ def test_held_out_images_get_their_true_pose(scene: Any, verified: Path, tmp_pat
         np.testing.assert_array_equal(T, registered_poses(whole)[name])
 
 
-def test_an_image_without_matches_fails_alone(
-    scene: Any, tmp_path: Path, make_matches: Callable[..., Any]
-) -> None:
-    alone, fine = scene.names[4:]
+def verified_without(alone: str, scene: Any, folder: Path, make_matches: Callable[..., Any]) -> None:
+    """The verified database `v.db` of a scene, in which one image has no match."""
     matches = [
         (a, b, make_matches([]) if alone in (a, b) else found) for a, b, found in scene.matches.matches
     ]
     build_database(
-        tmp_path / "raw.db",
+        folder / "raw.db",
         images=scene.cameras,
         features=scene.features,
         matches=type(scene.matches)(matches),
     )
-    verify_database(tmp_path / "raw.db", tmp_path / "v.db", scene.pairs, VerificationConfig())
+    verify_database(folder / "raw.db", folder / "v.db", scene.pairs, VerificationConfig())
+
+
+def test_an_image_without_matches_fails_alone(
+    scene: Any, tmp_path: Path, make_matches: Callable[..., Any]
+) -> None:
+    alone, fine = scene.names[4:]
+    verified_without(alone, scene, tmp_path, make_matches)
     triangulate(tmp_path / "v.db", scene.known(scene.names[:4]), tmp_path / "m", TriangulationConfig())
     poses = register_images(
         tmp_path / "v.db", tmp_path / "m", [alone, fine], tmp_path / "r", RegistrationConfig()
@@ -240,16 +245,7 @@ def test_an_image_of_the_model_without_matches_does_not_stop_the_others(
 ) -> None:
     """COLMAP leaves such images out of its cache, and then misses them."""
     alone, query = scene.names[0], scene.names[5]
-    matches = [
-        (a, b, make_matches([]) if alone in (a, b) else found) for a, b, found in scene.matches.matches
-    ]
-    build_database(
-        tmp_path / "raw.db",
-        images=scene.cameras,
-        features=scene.features,
-        matches=type(scene.matches)(matches),
-    )
-    verify_database(tmp_path / "raw.db", tmp_path / "v.db", scene.pairs, VerificationConfig())
+    verified_without(alone, scene, tmp_path, make_matches)
     triangulate(tmp_path / "v.db", scene.known(scene.names[:5]), tmp_path / "m", TriangulationConfig())
     found = register_images(tmp_path / "v.db", tmp_path / "m", [query], tmp_path / "r", RegistrationConfig())[
         query
