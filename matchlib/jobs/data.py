@@ -75,6 +75,13 @@ def index_dataset(
     _log.info(
         "%s: %d training and %d validation %s", name, len(scenes["train"]), len(scenes["validation"]), what
     )
+    if scenes["train"] and not scenes["validation"]:
+        _log.warning(
+            "%s: nothing to validate on, so a stage ends with its last weights, not its best: of fewer than 5 %s none "
+            "is held out; name some by validation_split, or by validation_scenes of the description",
+            name,
+            what,
+        )
     index = DatasetIndex(
         dataset=name,
         format=format_name,

@@ -111,6 +111,19 @@ class Settings:
     max_rotation_deg: float
 
 
+def test_nothing_to_validate_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = DatasetConfig(source="photos.yaml", root=str(photographs(tmp_path / "photos", 4)))
+    index_dataset(
+        "photos",
+        settings,
+        source=ROOT / "config/datasets/photos.yaml",
+        unpacked=None,
+        out=tmp_path / "i.json",
+    )
+    assert not read_index(tmp_path / "i.json").validation
+    assert "photos: nothing to validate on" in caplog.text
+
+
 @pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize(
     ("needs", "settings", "kind", "limit"),
