@@ -14,9 +14,9 @@ rule match_pairs:
         "logs/matches/{image_set}/{label}/{shards}-shards/{shard}.log",
     benchmark:
         "results/benchmarks/matches/{image_set}/{label}/{shards}-shards/{shard}.tsv"
-    threads: 4
+    threads: few_threads
     resources:
-        gpu=1,
+        gpu=gpus,
         mem_mb=4000,
     params:
         matcher=lambda wildcards: json_of(

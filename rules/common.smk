@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from matchlib.errors import ConfigError, DataError
@@ -66,6 +67,26 @@ MATCH_SET_SETTINGS = {
     name: json_of(dataset.match_sets) for name, dataset in CFG.datasets.items()
 }
 FORMATS = {name: W.format_of(name) for name in CFG.datasets}
+
+
+# ---------------------------------------------------------------- machine
+HAS_GPU = shutil.which("nvidia-smi") is not None
+
+
+def gpus(wildcards):
+    """One GPU; none on a machine without, where such jobs need not wait for each other."""
+    return 1 if HAS_GPU or workflow.non_local_exec else 0
+
+
+def gpus_of_label(wildcards):
+    """A GPU for methods that have a network of ours."""
+    return gpus(wildcards) if LABELS[wildcards.label].run else 0
+
+
+def few_threads(wildcards):
+    """A quarter of this machine, at least one core: there are many such jobs, and most take longer to start than to run."""
+    cores = workflow.resource_settings.cores
+    return 4 if workflow.non_local_exec or not cores else max(1, cores // 4)
 
 
 # ---------------------------------------------------------------- data

@@ -13,7 +13,7 @@ rule evaluate_hpatches_method:
         "logs/hpatches/{dataset}/{label}.log",
     benchmark:
         "results/benchmarks/hpatches/{dataset}/{label}.tsv"
-    threads: 2
+    threads: few_threads
     params:
         config=json_of(HPATCHES),
         revision=REVISIONS["hpatches"],
@@ -76,7 +76,7 @@ rule evaluate_pck_method:
     benchmark:
         "results/benchmarks/pck/{dataset}/{label}.tsv"
     resources:
-        gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
+        gpu=gpus_of_label,
         mem_mb=8000,
     params:
         protocols=[json_of(protocol) for protocol in PCK_PROTOCOLS.values()],
@@ -102,7 +102,7 @@ rule pck_ablation_method:
     log:
         "logs/pck/{dataset}/{protocol}/ablation/{label}.log",
     resources:
-        gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
+        gpu=gpus_of_label,
         mem_mb=8000,
     params:
         protocol=rules.pck_points.params.protocol,

@@ -23,9 +23,9 @@ rule extract_features:
         "logs/features/{image_set}/{label}.log",
     benchmark:
         "results/benchmarks/features/{image_set}/{label}.tsv"
-    threads: 2
+    threads: few_threads
     resources:
-        gpu=lambda wildcards: 1 if LABELS[wildcards.label].run else 0,
+        gpu=gpus_of_label,
         mem_mb=8000,
     params:
         method=lambda wildcards: LABELS[wildcards.label].method,

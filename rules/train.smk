@@ -43,7 +43,7 @@ rule train_stage:
         "results/benchmarks/train/{run}/{stage}.tsv"
     threads: 8
     resources:
-        gpu=1,
+        gpu=gpus,
         mem_mb=16000,
         runtime="2d",
     params:
@@ -65,9 +65,9 @@ rule label_photographs:
         "logs/labels/{run}/{stage}/{dataset}/{shards}-shards/{shard}.log",
     benchmark:
         "results/benchmarks/labels/{run}/{stage}/{dataset}/{shards}-shards/{shard}.tsv"
-    threads: 2
+    threads: few_threads
     resources:
-        gpu=1,
+        gpu=gpus,
         mem_mb=8000,
         runtime="2d",
     params:
