@@ -17,6 +17,9 @@ from matchlib.completion import MARKER, Lease, atomic_path, fingerprint, write_m
 from matchlib.errors import DataError
 
 REVISION = 2  # raised when a result of these steps changes meaning
+STAGE = ".stage"
+"""File that says which step a folder is the result of. It outlives the marker, which Snakemake removes before it has a
+result made again."""
 
 
 @contextlib.contextmanager
@@ -40,21 +43,29 @@ def finished_file(out: Path) -> Iterator[Path]:
 def finished_folder(out: Path, *, stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Path]:
     """Yield a folder to fill; on success it is marked `.complete` and becomes `out`, on failure it goes.
 
-    A finished `out` is replaced; anything else of that name is left alone. Raises DataError for that, and if another
-    process is writing `out`.
+    A result of the same step is replaced, be it without its marker; anything else of that name is left alone. Raises
+    DataError for that, and if another process is writing `out`.
     """
-    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_result(out, stage) and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is no finished result; remove it or choose another place")
     mark = fingerprint(stage=stage, revision=REVISION, settings=settings, inputs=inputs)
     with _scratch(out) as scratch:
         draft = scratch / "draft"
         draft.mkdir()
         yield draft
+        (draft / STAGE).write_text(stage + "\n", encoding="utf-8")
         files = sorted(path for path in draft.rglob("*") if path.is_file())
         write_marker(draft, stage=stage, fingerprint=mark, files=files)
         if out.exists():
             os.rename(out, scratch / "old")
         os.rename(draft, out)
+
+
+def _is_result(folder: Path, stage: str) -> bool:
+    if (folder / MARKER).is_file():
+        return True
+    made_by = folder / STAGE
+    return made_by.is_file() and made_by.read_text(encoding="utf-8").strip() == stage
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from matchlib.sfm.statistics import (
     registered_poses,
 )
 from matchlib.sfm.triangulation import triangulate
+from matchlib.sfm.work import finished_folder
 
 POINTS = 150
 
@@ -95,6 +96,24 @@ def test_the_same_bits_again_and_a_finished_model_is_replaced(
     triangulate(verified, scene.known(), tmp_path / "a", TriangulationConfig())
     assert (tmp_path / "a" / MARKER).read_bytes() == marker
     assert not (tmp_path / "a.work").exists()
+
+
+def test_a_result_whose_marker_snakemake_removed_is_made_again(
+    scene: Any, verified: Path, tmp_path: Path
+) -> None:
+    triangulate(verified, scene.known(), tmp_path / "a", TriangulationConfig())
+    marker = (tmp_path / "a" / MARKER).read_bytes()
+    (tmp_path / "a" / MARKER).unlink()
+    triangulate(verified, scene.known(), tmp_path / "a", TriangulationConfig())
+    assert (tmp_path / "a" / MARKER).read_bytes() == marker
+
+
+def test_the_result_of_another_step_is_not_overwritten(scene: Any, verified: Path, tmp_path: Path) -> None:
+    with finished_folder(tmp_path / "a", stage="another", settings={}, inputs=[]) as folder:
+        (folder / "result.txt").write_text("theirs")
+    (tmp_path / "a" / MARKER).unlink()
+    with pytest.raises(DataError, match="no finished result"):
+        triangulate(verified, scene.known(), tmp_path / "a", TriangulationConfig())
 
 
 def test_what_is_no_finished_model_is_not_overwritten(scene: Any, verified: Path, tmp_path: Path) -> None:
